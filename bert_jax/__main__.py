@@ -1,0 +1,77 @@
+"""`python -m bert_jax COMMAND ...`, also installed as `bert-jax`."""
+
+import difflib
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+
+from bert_jax import __version__
+from bert_jax.errors import UserError
+
+COMMANDS = {
+    "prepare": "turn text into a tokenizer and a token store",
+    "train": "pretrain; the same command again continues a stopped run",
+    "evaluate": "score a run on its held-out text",
+    "fill": "let a trained model fill in a [MASK]",
+    "bench": "measure the input pipeline (data) or the training step (step)",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and turns its outcome into an exit status.
+
+    Args:
+      argv: the arguments after the program's name; None is `sys.argv[1:]`.
+
+    Returns:
+      0 done, 2 user error (one message, no traceback), 130 interrupted. Anything
+      else is a bug and leaves as an exception, with its traceback and status 1.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        status = _dispatch(argv)
+        sys.stdout.flush()
+        return status
+    except UserError as error:
+        print(f"bert-jax: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("bert-jax: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of our output left, as `| head` does. Python flushes stdout
+        # once more at exit, which must not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(argv: list[str]) -> int:
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if argv else 2
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    name = argv[0]
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, 1, 0.5)
+        hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(COMMANDS)}"
+        raise UserError(f"no command {name!r}; {hint}")
+    # Imported only now: JAX takes seconds to load, and --help must not wait.
+    command = importlib.import_module(f"bert_jax.cli.{name}")
+    return command.main(argv[1:]) or 0
+
+
+def _help() -> str:
+    rows = "\n".join(f"  {name:10}{line}" for name, line in COMMANDS.items())
+    return (
+        "usage: bert-jax COMMAND --config=FILE[:VARIANT] --workdir=DIR "
+        "[--config.FIELD=VALUE ...]\n\n"
+        f"{rows}\n\n"
+        "bert-jax COMMAND --help shows the options of a command and an example."
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""Saving the training state while training goes on, and getting it back.
+
+Parameters lie in an item of their own (`params`), the rest of the state in another
+(`rest`), so that evaluation and export read no optimizer state.
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import absl.logging
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from bert_jax import tree
+from bert_jax.errors import UserError
+from bert_jax.step import TrainState
+
+_SHOWN = 12  # differing names in a message
+
+
+class Checkpoints:
+    """The checkpoints of one run; a context manager that waits for pending saves.
+
+    Every process of a run must make the same calls.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        keep_last: int,
+        keep_best: int,
+        metric: str = "eval_mlm_loss",
+    ) -> None:
+        """Opens the directory, making it if need be.
+
+        Args:
+          directory: `checkpoints/` of the run directory.
+          keep_last: newest checkpoints kept.
+          keep_best: checkpoints of lowest `metric` kept besides.
+          metric: a name in the metrics given to `save`.
+
+        Raises:
+          UserError: the directory cannot be made or written.
+        """
+        # Orbax tells every detail, and warns of each save without metrics.
+        absl.logging.set_verbosity(absl.logging.ERROR)
+        self._directory = Path(directory).absolute()
+        self._metric = metric
+        keep: list[policies.PreservationPolicy] = [policies.LatestN(keep_last)]
+        if keep_best:
+            keep.append(
+                policies.BestN(
+                    # Sorted best last; a loss that is not a number counts as worst.
+                    get_metric_fn=lambda metrics: _rank(metrics, metric),
+                    reverse=True,
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        options = ocp.CheckpointManagerOptions(
+            # Without best_fn the metrics are not written, whatever the policy.
+            best_fn=lambda metrics: _rank(metrics, metric),
+            best_mode="min",
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=True,
+            enable_async_checkpointing=True,
+        )
+        with self._writing():
+            self._directory.mkdir(parents=True, exist_ok=True)
+            probe = self._directory / f".writable-{jax.process_index()}"
+            probe.touch()
+            probe.unlink()
+            # Named here, so that shapes can be read before anything was saved.
+            handlers = {
+                name: ocp.StandardCheckpointHandler() for name in ("params", "rest")
+            }
+            self._manager = ocp.CheckpointManager(
+                self._directory, options=options, item_handlers=handlers
+            )
+
+    def save(
+        self, step: int, state: TrainState, metrics: Mapping[str, float] | None = None
+    ) -> None:
+        """Starts saving; returns once the state may be donated to the next step.
+
+        Args:
+          step: updates done. A step that is saved already is left as it is.
+          state: to be saved, sharded or not.
+          metrics: of the evaluation at this step, if there was one; a checkpoint
+            without them is never among the best.
+
+        Raises:
+          UserError: the directory cannot be written, now or by the save before.
+        """
+        rest = {"step": state.step, "opt_state": state.opt_state}
+        with self._writing():
+            if step in self._manager.all_steps():
+                return
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    rest=ocp.args.StandardSave(rest),
+                ),
+                metrics=None if metrics is None else _floats(metrics),
+                force=True,
+            )
+
+    def latest_step(self) -> int | None:
+        """The newest complete checkpoint, or None. [updates]"""
+        return self._manager.latest_step()
+
+    def best_step(self) -> int | None:
+        """The checkpoint of lowest metric, or None if none has it. [updates]"""
+        self.wait()
+        scored = {step: self._manager.metrics(step) for step in self.steps()}
+        ranked = {
+            step: _rank(metrics, self._metric)
+            for step, metrics in scored.items()
+            if metrics and self._metric in metrics
+        }
+        return min(ranked, key=ranked.__getitem__, default=None)
+
+    def steps(self) -> list[int]:
+        """All complete checkpoints, oldest first. [updates]"""
+        return sorted(self._manager.all_steps())
+
+    def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
+        """Reads a state onto the devices that `abstract` names.
+
+        Args:
+          abstract: from `step.abstract_state`; its mesh and number of devices may
+            differ from those that the state was saved on.
+          step: which checkpoint; None is the newest. [updates]
+
+        Returns:
+          TrainState of arrays, bit for bit as saved.
+
+        Raises:
+          UserError: there is no such checkpoint, or its arrays have other names,
+            shapes or types.
+        """
+        wanted = {
+            "params": abstract.params,
+            "rest": {"step": abstract.step, "opt_state": abstract.opt_state},
+        }
+        found = self._restore(wanted, step)
+        rest = found["rest"]
+        return TrainState(rest["step"], found["params"], rest["opt_state"])
+
+    def restore_params(self, abstract: Any, step: int | None = None) -> Any:
+        """Reads the parameters alone.
+
+        Args:
+          abstract: nested dict of `jax.ShapeDtypeStruct` with shardings.
+          step: which checkpoint; None is the newest. [updates]
+
+        Returns:
+          The same tree of arrays.
+
+        Raises:
+          UserError: as `restore`.
+        """
+        return self._restore({"params": abstract}, step)["params"]
+
+    def wait(self) -> None:
+        """Returns when the last save is complete on disk.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the last save and lets go of the directory."""
+        self.wait()
+        self._manager.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _restore(self, wanted: dict[str, Any], step: int | None) -> Any:
+        self.wait()
+        step = self.latest_step() if step is None else step
+        if step is None or step not in self.steps():
+            there = ", ".join(map(str, self.steps())) or "none"
+            which = "" if step is None else f" of step {step}"
+            raise UserError(
+                f"{self._directory}: no checkpoint{which}; complete ones: {there}"
+            )
+        saved = self._manager.item_metadata(step)
+        faults = [
+            fault
+            for item, abstract in wanted.items()
+            for fault in _differences(saved[item], abstract)
+        ]
+        if faults:
+            lines = "\n".join(f"  {fault}" for fault in faults[:_SHOWN])
+            more = f"\n  and {len(faults) - _SHOWN} more" if faults[_SHOWN:] else ""
+            raise UserError(
+                f"{self._directory / str(step)} was saved by another model or "
+                f"optimizer:\n{lines}{more}\nset config.model, config.objective.pair "
+                "and config.optim (name, bias_correction) as in the "
+                "config.json beside the checkpoints, or use another --workdir"
+            )
+        args = {name: ocp.args.StandardRestore(item) for name, item in wanted.items()}
+        return self._manager.restore(step, args=ocp.args.Composite(**args))
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write checkpoints to {self._directory}: "
+                f"{error.strerror or error}; point --workdir at a directory that "
+                "is writable and has room"
+            ) from error
+
+
+def _floats(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in metrics.items()}
+
+
+def _rank(metrics: Mapping[str, float], metric: str) -> float:
+    value = metrics.get(metric, math.inf)
+    return math.inf if math.isnan(value) else value
+
+
+def _differences(saved: Any, wanted: Any) -> list[str]:
+    """One line for each array that is missing, superfluous or otherwise shaped."""
+    have = {name: _text(leaf) for name, leaf in tree.flatten(saved).items()}
+    want = {name: _text(leaf) for name, leaf in tree.flatten(wanted).items()}
+    return [
+        f"{name}: {have.get(name, 'absent')} in the checkpoint, "
+        f"{want.get(name, 'absent')} in this run"
+        for name in sorted({*have, *want})
+        if have.get(name) != want.get(name)
+    ]
+
+
+def _text(leaf: Any) -> str:
+    return f"{leaf.dtype}{list(leaf.shape)}"

@@ -1,0 +1,123 @@
+"""The flags that every command shares, and the overrides of config fields."""
+
+import argparse
+import difflib
+import re
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from bert_jax import config
+from bert_jax.errors import UserError
+
+
+class _Parser(ArgumentParser):
+    """Reports a mistake as UserError, so that all of them look alike."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def parse(
+    argv: Sequence[str],
+    description: str,
+    example: str,
+    options: Callable[[ArgumentParser], None] | None = None,
+    config_required: bool = True,
+) -> Namespace:
+    """Reads a command's flags and loads its config.
+
+    Args:
+      argv: the arguments after the command's name.
+      description: one line for `--help`.
+      example: a command line for `--help`; what precedes its first flag or quoted
+        text names the command.
+      options: adds the command's own arguments.
+      config_required: False for commands that read a run back: without --config
+        they take `config.json` from --workdir, and the config may stay None.
+
+    Returns:
+      `workdir` (str or None), `json` (bool), the command's own arguments, and
+      `config`, the frozen Config with the `--config.a.b=value` overrides applied.
+
+    Raises:
+      UserError: an unknown flag, a missing value, or a config with faults.
+      SystemExit: status 0, after `--help`.
+    """
+    parser = _Parser(
+        prog=re.split(r"\s+(?=--|[\"'])", example)[0],
+        description=description,
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE[:VARIANT]",
+        help="a file in configs/, or the config.json of a run; "
+        "--config.a.b=VALUE changes one field of it",
+    )
+    parser.add_argument("--workdir", metavar="DIR", help="the run directory")
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object on the last line of stdout; logs go to stderr",
+    )
+    if options:
+        options(parser)
+    rest, overrides = _take_overrides(argv)
+    args, unknown = parser.parse_known_args(rest)
+    if unknown:
+        _reject(unknown[0], parser)
+    args.config = _load(args.config, args.workdir, overrides, config_required)
+    return args
+
+
+def _take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Splits off `--config.a=b` and `--config.a b`, as texts `a=b`."""
+    rest, overrides = [], []
+    remaining = list(argv)
+    while remaining:
+        word = remaining.pop(0)
+        if word == "--":  # what follows is text, whatever it looks like
+            return [*rest, word, *remaining], overrides
+        if not word.startswith("--config."):
+            rest.append(word)
+            continue
+        field = word.removeprefix("--config.")
+        if "=" not in field:
+            if not remaining or remaining[0].startswith("--"):
+                raise UserError(f"{word} needs a value: {word}=VALUE")
+            field = f"{field}={remaining.pop(0)}"
+        overrides.append(field)
+    return rest, overrides
+
+
+def _reject(word: str, parser: ArgumentParser) -> NoReturn:
+    name = word.partition("=")[0]
+    flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
+    near = difflib.get_close_matches(name, flags, 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"see `{parser.prog} --help`"
+    if not near and hasattr(config.Config, name.removeprefix("--").split(".")[0]):
+        hint = f"did you mean '--config.{name.removeprefix('--')}'?"
+    kind = "flag" if word.startswith("-") else "argument"
+    raise UserError(f"unknown {kind} {name!r}; {hint}")
+
+
+def _load(
+    path: str | None, workdir: str | None, overrides: list[str], required: bool
+) -> config.Config | None:
+    if path is None and not required and workdir is not None:
+        saved = Path(workdir) / "config.json"
+        path = str(saved) if saved.is_file() else None
+    if path is not None:
+        return config.load(path, overrides)
+    if required:
+        raise UserError("--config=FILE is missing; see configs/ for examples")
+    if overrides:
+        raise UserError(
+            f"--config.{overrides[0]} changes a config, and none is given: add "
+            "--config=FILE, or --workdir=DIR of a run"
+        )
+    return None

@@ -1,0 +1,172 @@
+"""`bert-jax bench data` and `bench step`: how fast the parts of a run are."""
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_jax.cli.arguments import parse
+from bert_jax.config import Config
+from bert_jax.errors import UserError
+
+EXAMPLE = "bert-jax bench data --config=configs/bert_base.py --workdir=runs/base"
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("what", choices=("data", "step"), help="what to measure")
+    parser.add_argument("--phase", type=int, default=0, help="index into config.phases")
+    parser.add_argument("--seconds", type=float, default=10.0, help="to measure for")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measures one part and prints a table, or JSON."""
+    args = parse(argv, "Measure the input pipeline or the training step.", EXAMPLE, _options)
+    if not 0 <= args.phase < len(args.config.phases):
+        raise UserError(f"--phase={args.phase}: the config has {len(args.config.phases)}")
+    measure = {"data": _data, "step": _step}[args.what]
+    result = measure(args.config, args.workdir, args.phase, args.seconds)
+    if args.json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name:28} {value:,.4g}" if value is not None else f"{name:28} unknown")
+    return 0
+
+
+def _data(config: Config, workdir: str | None, phase: int, seconds: float) -> dict[str, Any]:
+    """Batches through the iterator that training uses, no device involved."""
+    from bert_jax.data.pipeline import Batches, iterate
+    from bert_jax.data.store import open_store
+
+    directory = config.data.store or (str(Path(workdir) / "store") if workdir else "")
+    if not directory:
+        raise UserError("bench data needs a token store: --workdir=DIR or config.data.store")
+    began = time.perf_counter()
+    batches = Batches(open_store(directory), config, phase)
+    batches.batch(0)
+    opened = time.perf_counter() - began
+    stream = iterate(batches.batch, 0, 1 << 40)
+    for _ in range(8):  # past the batches that were made ahead
+        next(stream)
+    real = padded = 0
+    began = time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        example = next(stream)["example"]
+        real, padded = real + np.count_nonzero(example), padded + example.size
+    elapsed = time.perf_counter() - began
+    return {
+        "real_tokens_per_second": real / elapsed,
+        "padded_tokens_per_second": padded / elapsed,
+        "fill": real / padded,
+        "open_seconds": opened,
+    }
+
+
+def _step(config: Config, workdir: str | None, phase: int, seconds: float) -> dict[str, Any]:
+    """The compiled training step on one batch that stays on the devices."""
+    import jax
+
+    from bert_jax import metrics, optim, sharding, step
+    from bert_jax.data import device, masking
+    from bert_jax.tasks.pretrain import pretrain
+
+    shape = config.phases[phase]
+    mesh = sharding.make_mesh(config.mesh)
+    sharding.check_batch(mesh, shape, phase)
+    task = pretrain(config.model, config.objective)
+    optimizer = optim.optimizer(config.optim, config.steps)
+    schedule = optim.learning_rate(config.optim, config.steps)
+    batch = _batch(config, workdir, phase)
+    useful = int(np.count_nonzero(batch["example"]))
+    placed = device.to_device(batch, sharding.batch_sharding(mesh))
+    state = step.init_state(task, optimizer, mesh, config.seed)
+    make = step.make_train_step
+    train_step = make(task, optimizer, schedule, mesh, config.seed, shape.accumulate)
+    began = time.perf_counter()
+    compiled: Any = train_step.lower(state, placed).compile()  # pyright: ignore
+    compile_seconds = time.perf_counter() - began
+    times: list[float] = []
+    while len(times) < 4 or sum(times[1:]) < seconds:
+        began = time.perf_counter()
+        state, measured = compiled(state, placed)
+        jax.block_until_ready((state, measured))
+        times.append(time.perf_counter() - began)
+    median = statistics.median(times[1:])
+    row = metrics.train_flops(
+        config.model, shape.length, masking.max_masked(config.objective, shape.length)
+    )
+    flops = row * useful / shape.length / median
+    peak = metrics.device_peak(jax.devices()[0].device_kind)
+    memory = compiled.memory_analysis()
+    return {
+        "seconds_median": median,
+        "useful_tokens_per_second": useful / median,
+        "padded_tokens_per_second": shape.batch * shape.length / median,
+        "model_flops_per_second": flops,
+        "matmul_flops_per_second": _matmul_flops(config.model.dtype) * jax.device_count(),
+        "mfu": flops / (peak * jax.device_count()) if peak else None,
+        "peak_memory_bytes": _peak_memory(memory),
+        "compile_seconds": compile_seconds,
+    }
+
+
+def _batch(config: Config, workdir: str | None, phase: int) -> dict[str, np.ndarray]:
+    """A real batch where there is a store, else full rows of random tokens."""
+    from bert_jax.data.masking import max_masked
+    from bert_jax.data.pipeline import Batches
+    from bert_jax.data.store import open_store
+
+    directory = config.data.store or (str(Path(workdir) / "store") if workdir else "")
+    if directory and Path(directory).is_dir():
+        return Batches(open_store(directory), config, phase).batch(0)
+    shape, rng = config.phases[phase], np.random.default_rng(config.seed)
+    size, masked = (shape.batch, shape.length), max_masked(config.objective, shape.length)
+    ones = np.ones(size, np.int32)
+    place = np.argsort(rng.random(size), axis=1)[:, :masked].astype(np.int32)
+    pairs = (shape.batch, shape.max_packed)
+    first = np.zeros(pairs, np.float32)
+    first[:, 0] = 1
+    vocab = config.model.vocab_size
+    batch = {
+        "token": rng.integers(vocab, size=size, dtype=np.int32),
+        "segment": (np.arange(shape.length) >= shape.length // 2) * ones,
+        "position": np.arange(shape.length, dtype=np.int32) * ones,
+        "example": ones,
+        "mlm_position": place,
+        "mlm_label": rng.integers(vocab, size=place.shape, dtype=np.int32),
+        "mlm_weight": np.ones(place.shape, np.float32),
+    }
+    if config.objective.pair == "nsp":
+        label = rng.integers(2, size=pairs, dtype=np.int32)
+        zero = np.zeros(pairs, np.int32)
+        batch |= {"nsp_position": zero, "nsp_label": label, "nsp_weight": first}
+    return batch
+
+
+def _matmul_flops(dtype: str, size: int = 2048) -> float:
+    """Rate of one large matrix product on one device, for comparison. [FLOP/s]"""
+    import jax
+    import jax.numpy as jnp
+
+    a = jnp.ones((size, size), dtype)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    times = []
+    for _ in range(5):
+        began = time.perf_counter()
+        product(a).block_until_ready()
+        times.append(time.perf_counter() - began)
+    return 2 * size**3 / statistics.median(times)
+
+
+def _peak_memory(analysis: Any) -> int | None:
+    """Peak of a compiled step on one device: inputs, results, temporaries. [bytes]"""
+    if analysis is None:
+        return None
+    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
+    return total + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes

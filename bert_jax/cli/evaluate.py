@@ -1,0 +1,34 @@
+"""`bert-jax evaluate`: score a run's checkpoint on its held-out text."""
+
+import json
+from collections.abc import Sequence
+
+from bert_jax.cli.arguments import parse
+
+EXAMPLE = "bert-jax evaluate --workdir=runs/tiny"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the held-out metrics of a run's newest checkpoint."""
+    args = parse(
+        argv,
+        "Score the newest checkpoint of a run on its held-out text.",
+        EXAMPLE,
+        config_required=False,
+    )
+    from bert_jax import evaluate
+    from bert_jax.cli.restore import restore
+    from bert_jax.sharding import batch_sharding
+    from bert_jax.step import make_eval_step
+
+    run, step, params = restore(args)
+    data = evaluate.held_out(run.store, run.config, len(run.config.phases) - 1)
+    eval_step, place = make_eval_step(run.task, run.mesh), batch_sharding(run.mesh)
+    scores = evaluate.evaluate(run.task, eval_step, params, data, place)
+    result = {"step": step, **scores, **data.facts}
+    if args.json:
+        print(json.dumps(result))
+    else:
+        for name, value in result.items():
+            print(f"{name:20} {value:.4f}" if type(value) is float else f"{name:20} {value}")
+    return 0

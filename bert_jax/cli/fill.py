@@ -1,0 +1,97 @@
+"""`bert-jax fill`: what a trained model would put in place of [MASK]."""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bert_jax.cli.arguments import parse
+from bert_jax.config import Config
+from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
+from bert_jax.errors import UserError
+
+EXAMPLE = 'bert-jax fill --workdir=runs/tiny "The [MASK] sat on the mat."'
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("text", help="text with at least one [MASK]")
+    parser.add_argument("--top", type=int, default=5, help="answers shown for each")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the most probable tokens for every [MASK] in a text."""
+    about = "Let a trained model fill in the [MASK]s of a text."
+    args = parse(argv, about, EXAMPLE, _options, config_required=False)
+    from bert_jax.cli.restore import require
+
+    config = require(args)
+    tokenizer = load_tokenizer(str(Path(args.workdir) / "tokenizer"), config.tokenizer)
+    answers = _fill(config, args.workdir, tokenizer, args.text, args.top)
+    if args.json:
+        print(json.dumps(answers))
+        return 0
+    for i, answer in enumerate(answers):
+        if len(answers) > 1:
+            print(f"[MASK] {i + 1}")
+        for choice in answer:
+            print(f"{choice['probability']:8.4f}  {choice['token']}")
+    return 0
+
+
+def _fill(
+    config: Config, workdir: str, tokenizer: TextTokenizer, text: str, top: int
+) -> list[list[dict[str, Any]]]:
+    import jax
+
+    from bert_jax import sharding
+    from bert_jax.cli.restore import parameters
+    from bert_jax.config import Mesh
+    from bert_jax.tasks.pretrain import pretrain
+
+    vocabulary = tokenizer.vocabulary()
+    batch = _batch(tokenizer, text, config)
+    model = dataclasses.replace(config.model, vocab_size=vocabulary.size)
+    task = pretrain(model, config.objective)
+    mesh = sharding.make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
+    _, params = parameters(config, workdir, task, mesh)
+    logits = jax.jit(task.predict)(params, batch)["mlm_logits"][0]
+    share = np.asarray(jax.nn.softmax(logits, axis=-1))
+    best = np.argsort(-share, axis=-1)[:, :top]
+    return [
+        [
+            {"token": tokenizer.token(int(i)), "probability": float(row[i])}
+            for i in indices
+        ]
+        for row, indices in zip(share, best, strict=True)
+    ]
+
+
+def _batch(tokenizer: TextTokenizer, text: str, config: Config) -> dict[str, np.ndarray]:
+    """One row for the text, in which every [MASK] is to be predicted."""
+    vocabulary = tokenizer.vocabulary()
+    parts = text.split("[MASK]")
+    if len(parts) < 2:
+        raise UserError(f"there is no [MASK] in {text!r}; write one where a word is missing")
+    token = [vocabulary.cls]
+    for i, part in enumerate(parts):
+        token += [vocabulary.mask] if i else []
+        token += tokenizer.encode(part) if part.strip() else []
+    token.append(vocabulary.sep)
+    if len(token) > config.model.positions:
+        limit = config.model.positions
+        raise UserError(f"the text has {len(token)} tokens, the model takes {limit}; shorten it")
+    row = np.array([token], np.int32)
+    place = np.flatnonzero(row[0] == vocabulary.mask).astype(np.int32)[None]
+    zero = np.zeros((1, 1), np.int32)
+    return {
+        "token": row,
+        "segment": np.zeros_like(row),
+        "position": np.arange(row.shape[1], dtype=np.int32)[None],
+        "example": np.ones_like(row),
+        "mlm_position": place,
+        "nsp_position": zero,
+    }

@@ -1,0 +1,37 @@
+"""`bert-jax train`: pretrain, or continue."""
+
+import json
+from collections.abc import Sequence
+
+from bert_jax.cli.arguments import parse
+from bert_jax.errors import UserError
+
+EXAMPLE = "bert-jax train --config=configs/bert_tiny.py --workdir=runs/tiny"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Trains the config's model in the run directory and prints how it ended."""
+    args = parse(argv, "Pretrain, or continue a run that was stopped.", EXAMPLE)
+    if not args.workdir:
+        raise UserError("--workdir=DIR is missing: the run directory")
+    from bert_jax.run import finished
+    from bert_jax.train import train
+
+    before = finished(args.config, args.workdir)
+    summary = train(args.config, args.workdir)
+    if args.json:
+        print(json.dumps(summary))
+        return 0
+    done = "was finished already" if before else "finished"
+    print(f"{args.workdir} {done}: {summary['steps']} steps, {summary['seconds']:.0f} s")
+    rows = [
+        ("masked tokens", "eval_mlm_loss", "unigram_loss", "nats, by frequency alone"),
+        ("", "eval_mlm_accuracy", None, "right"),
+        ("next sentence", "eval_nsp_accuracy", "eval_nsp_majority", "by guessing"),
+    ]
+    for label, name, baseline, meaning in rows:
+        if name in summary:
+            against = f"  ({summary[baseline]:.4f} {meaning})" if baseline else ""
+            print(f"  {label:14} {name:18} {summary[name]:.4f}{against}")
+    print(f'try: bert-jax fill --workdir={args.workdir} "a sentence with a [MASK]"')
+    return 0

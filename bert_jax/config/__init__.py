@@ -1,0 +1,28 @@
+"""Run configuration: frozen dataclasses behind a ConfigDict front door."""
+
+from bert_jax.config.load import freeze, load, to_config_dict, to_json
+from bert_jax.config.schema import (
+    Config,
+    Data,
+    Mesh,
+    Model,
+    Objective,
+    Optim,
+    Phase,
+    Tokenizer,
+)
+
+__all__ = [
+    "Config",
+    "Data",
+    "Mesh",
+    "Model",
+    "Objective",
+    "Optim",
+    "Phase",
+    "Tokenizer",
+    "freeze",
+    "load",
+    "to_config_dict",
+    "to_json",
+]

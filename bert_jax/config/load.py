@@ -1,0 +1,211 @@
+"""From a config file and command-line overrides to a checked, frozen Config."""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import json
+import re
+import sys
+import traceback
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from bert_jax.config.schema import Config
+from bert_jax.config.validate import problems
+from bert_jax.errors import UserError
+
+
+def to_config_dict(config: Config) -> ConfigDict:
+    """A locked, editable copy: groups are ConfigDicts, phases a tuple of them."""
+
+    def convert(value):
+        if dataclasses.is_dataclass(value):
+            names = [field.name for field in dataclasses.fields(value)]
+            return ConfigDict({name: convert(getattr(value, name)) for name in names})
+        if isinstance(value, tuple) and value and dataclasses.is_dataclass(value[0]):
+            return tuple(convert(item) for item in value)
+        return value
+
+    return convert(config).lock()
+
+
+def to_json(config: Config) -> str:
+    """The frozen config as indented JSON, as stored in a run directory."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a config file, applies overrides, checks everything.
+
+    Args:
+      path: `FILE.py` or `FILE.py:arg`, where FILE defines `get_config(arg)`; or a
+        `config.json` that a run left behind.
+      overrides: `a.b=value` texts, phases by index: `phases[0].length=64`.
+
+    Returns:
+      The frozen config.
+
+    Raises:
+      UserError: no such file, no such field, or broken rules (all listed).
+    """
+    file, _, arg = path.partition(":")
+    if not Path(file).is_file():
+        raise UserError(f"--config={path}: no file {file!r}; see configs/ for examples")
+    read = _read_json if file.endswith(".json") else _run_python
+    config = read(file, arg)
+    for text in overrides:
+        override(config, text)
+    return freeze(config)
+
+
+def _read_json(file: str, arg: str) -> ConfigDict:
+    if arg:
+        raise UserError(f"--config={file}:{arg}: a .json file has no variants")
+    config = to_config_dict(Config())
+    try:
+        values = json.loads(Path(file).read_text(encoding="utf-8"))
+        config.phases = tuple(ConfigDict(phase) for phase in values.pop("phases"))
+        _update(config, values)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"--config={file}: not the config.json of a run of this version ({error})"
+        ) from error
+    return config
+
+
+def _run_python(file: str, arg: str) -> ConfigDict:
+    spec = importlib.util.spec_from_file_location(Path(file).stem, file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"--config={file}: needs a .py or .json file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config(arg)
+    except UserError:
+        raise
+    except Exception as error:
+        # A misspelt field lands here, as do all mistakes in the user's file.
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [f.lineno for f in frames if f.filename == str(spec.origin)]
+        where = f"{file}:{lines[-1]}" if lines else file
+        raise UserError(f"{where}: {type(error).__name__}: {error}") from error
+    if not isinstance(config, ConfigDict):
+        raise UserError(f"{file}: get_config() must return a ConfigDict")
+    return config
+
+
+def _update(config: ConfigDict, values: dict) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            _update(config[name], value)
+        else:
+            config[name] = tuple(value) if isinstance(value, list) else value
+
+
+def override(config: ConfigDict, text: str) -> None:
+    """Applies one `a.b[0].c=value` to a ConfigDict in place.
+
+    Raises:
+      UserError: no `=`, no such field, or a value of the wrong type.
+    """
+    path, equals, raw = text.partition("=")
+    if not equals:
+        raise UserError(f"--config.{path} needs a value: --config.{path}=VALUE")
+    *parents, last = re.findall(r"[^.\[\]]+", path) or [""]
+    node = config
+    for i, name in enumerate(parents):
+        node = _child(node, name, parents[:i])
+    current = _child(node, last, parents)
+    if isinstance(current, ConfigDict) or not isinstance(node, ConfigDict):
+        raise UserError(f"--config.{path} is a group; set one of its fields")
+    node[last] = _parse(raw, current, path)
+
+
+def _child(node, name: str, parents: list[str]):
+    where = ".".join(parents)
+    if isinstance(node, tuple):
+        if name.isdigit() and int(name) < len(node):
+            return node[int(name)]
+        raise UserError(
+            f"--config.{where}[{name}]: indices run from 0 to {len(node) - 1}"
+        )
+    if isinstance(node, ConfigDict) and name in node:
+        return node[name]
+    known = list(node) if isinstance(node, ConfigDict) else []
+    near = difflib.get_close_matches(name, known, 1, 0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"fields here: {', '.join(known)}"
+    raise UserError(f"--config.{'.'.join([*parents, name])}: no such field; {hint}")
+
+
+def _parse(raw: str, current, path: str):
+    wanted = type(current)
+    if wanted is str:
+        return raw
+    try:
+        if wanted is bool:
+            return {"true": True, "false": False, "1": True, "0": False}[raw.lower()]
+        if wanted is int:
+            value = float(raw.replace("_", ""))
+            if value != int(value):
+                raise ValueError
+            return int(value) if "e" in raw.lower() else int(raw)
+        if wanted is float:
+            return float(raw)
+        if raw.startswith(("(", "[")):
+            value = ast.literal_eval(raw)
+            return (value,) if isinstance(value, str) else tuple(value)
+        return tuple(filter(None, raw.split(",")))
+    except (KeyError, ValueError, TypeError, SyntaxError, OverflowError):
+        example = {bool: "true or false", int: "a whole number", float: "a number"}
+        need = example.get(wanted, "a comma-separated list")
+        raise UserError(f"--config.{path}={raw}: needs {need}") from None
+
+
+def freeze(config: ConfigDict) -> Config:
+    """Turns a ConfigDict into the frozen Config that the rest of the code sees.
+
+    Raises:
+      UserError: listing every unknown field, wrong type and broken rule.
+    """
+    faults: list[str] = []
+    frozen = _build(Config, config, "config", faults)
+    if not faults:
+        faults = problems(frozen)
+    if faults:
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise UserError(f"the config has these faults:\n{lines}")
+    return frozen
+
+
+def _build(kind: typing.Any, node, path: str, faults: list[str]) -> typing.Any:
+    """Checks `node` against `kind` and converts it, noting what does not fit."""
+    if typing.get_origin(kind) is tuple and isinstance(node, tuple | list):
+        item = typing.get_args(kind)[0]
+        parts = [_build(item, v, f"{path}[{i}]", faults) for i, v in enumerate(node)]
+        return tuple(parts)
+    if not dataclasses.is_dataclass(kind) or not isinstance(node, ConfigDict):
+        if kind is float and type(node) is int:
+            return float(node)
+        if type(node) is not kind:
+            wanted = getattr(typing.get_origin(kind) or kind, "__name__", str(kind))
+            faults.append(f"{path}={node!r}: needs a value of type {wanted}")
+        return node
+    hints = typing.get_type_hints(kind, vars(sys.modules[kind.__module__]))
+    for name in node:
+        if name not in hints:
+            near = difflib.get_close_matches(name, hints, 1, 0.5)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            faults.append(f"{path}.{name}: no such field{hint}")
+    for name in hints:
+        if name not in node:
+            faults.append(f"{path}.{name}: missing")
+    values = {
+        name: _build(hint, node[name], f"{path}.{name}", faults)
+        for name, hint in hints.items()
+        if name in node
+    }
+    return None if faults else typing.cast(type, kind)(**values)

@@ -1,0 +1,92 @@
+"""The published BERT sizes and recipes, as edits of the default config.
+
+Sizes: Devlin et al. 2019, section 3 (base, large) and Turc et al. 2019 (the
+miniatures). The recipe is that of Devlin et al. 2019, appendix A.2.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from bert_jax.config.load import to_config_dict
+from bert_jax.config.schema import Config, Model, Phase
+from bert_jax.errors import UserError
+
+SIZES = {  # layers, hidden; heads are hidden / 64 and mlp is 4 * hidden
+    "tiny": (2, 128),
+    "mini": (4, 256),
+    "small": (4, 512),
+    "medium": (8, 512),
+    "base": (12, 768),
+    "large": (24, 1024),
+}
+
+
+def model(size: str) -> Model:
+    """The architecture of one published size."""
+    layers, hidden = SIZES[size]
+    return Model(layers=layers, hidden=hidden, heads=hidden // 64, mlp=4 * hidden)
+
+
+def bert(size: str, arg: str = "") -> ConfigDict:
+    """BERT of a published size, 128 then 512 tokens, ready to be edited.
+
+    Args:
+      size: a key of `SIZES`.
+      arg: the text after the colon in `--config=FILE:arg`: any of `paper` and
+        `smoke`, separated by commas.
+
+    Returns:
+      A locked ConfigDict.
+
+    Raises:
+      UserError: `arg` holds another word.
+    """
+    config = Config(
+        model=model(size),
+        phases=(Phase(share=0.9, length=128), Phase(share=0.1, length=512)),
+    )
+    return variants(to_config_dict(config), arg)
+
+
+def variants(config: ConfigDict, arg: str) -> ConfigDict:
+    """Applies the comma-separated variants `paper` and `smoke` to a config."""
+    edits = {"paper": paper, "smoke": smoke}
+    for word in filter(None, arg.split(",")):
+        if word not in edits:
+            known = ", ".join(edits)
+            raise UserError(
+                f"--config=...:{arg}: unknown variant {word!r}; use {known}"
+            )
+        edits[word](config)
+    return config
+
+
+def paper(config: ConfigDict) -> None:
+    """The choices of the original TensorFlow code, where ours differ."""
+    config.optim.bias_correction = False
+    config.optim.decay_from = "start"
+    config.objective.mask_count = "nearest"
+    for phase in config.phases:
+        phase.max_packed = 1
+
+
+def smoke(config: ConfigDict) -> None:
+    """Shrinks a config until it runs in seconds on a laptop."""
+    config.steps = 8
+    config.log_every, config.eval_every, config.save_every = 2, 4, 4
+    config.data.eval_rows = 16
+    config.data.eval_share = 0.1
+    config.tokenizer.train_bytes = 1_000_000
+    config.model.update(vocab_size=2048, layers=2, hidden=32, heads=2, mlp=64)
+    config.model.dtype = "float32"
+    for phase in config.phases:
+        phase.length, phase.batch = min(phase.length, 64), 8
+
+
+def replace(config: Config, **edits) -> Config:
+    """`dataclasses.replace` that reaches into groups: `optim={"name": "lamb"}`."""
+    for name, edit in edits.items():
+        if isinstance(edit, dict):
+            edits[name] = dataclasses.replace(getattr(config, name), **edit)
+    return dataclasses.replace(config, **edits)

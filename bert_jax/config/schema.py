@@ -1,0 +1,131 @@
+"""Every setting of a run: its default, its unit and its meaning, once."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where the text comes from and how it is split."""
+
+    source: tuple[str, ...] = ("python-docs",)  # globs, tfds:NAME, python-docs
+    text_key: str = "text"  # key of the text in .jsonl, .parquet and TFDS records
+    language: str = "en"  # [ISO 639-1] for sentence splitting
+    store: str = ""  # token store directory; "" is WORKDIR/store
+    dtype: str = "auto"  # auto, uint16 or uint32: type of a stored token id
+    eval_share: float = 0.01  # [share of documents] held out, by document hash
+    eval_rows: int = 1024  # [rows] of the held-out set that are scored
+    num_workers: int = 0  # [processes] that prepare the store; 0 is all cores
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokenizer:
+    """How text becomes token ids."""
+
+    kind: str = "wordpiece"  # wordpiece, bpe, byte_bpe or unigram
+    path: str = ""  # tokenizer.json, vocab.txt or .model to load; "" trains one
+    lowercase: bool = True  # also strips accents, as BERT's uncased models do
+    train_bytes: int = 64_000_000  # [bytes] of text that a new tokenizer is trained on
+    min_frequency: int = 2  # [occurrences] below which training makes no merge
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """What the model is asked to predict."""
+
+    pair: str = "nsp"  # nsp (sentence pairs) or none (RoBERTa's full sentences)
+    short_seq_prob: float = 0.1  # [share of segments] cut to a random shorter length
+    cross_documents: bool = False  # pair=none: a row is one example across documents
+    mask_rate: float = 0.15  # [share of tokens] to predict
+    mask_token_share: float = 0.8  # [share of those] replaced by [MASK]
+    random_token_share: float = 0.1  # [share of those] replaced by a random token
+    mask_count: str = "unbiased"  # unbiased, or nearest: rounded as in the original
+    whole_word: bool = False  # mask all the pieces of a word or none
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The encoder's sizes and numerics."""
+
+    vocab_size: int = 30_522  # [tokens], also the size of a tokenizer trained here
+    vocab_multiple: int = 128  # [tokens] the embedding table is padded to a multiple
+    hidden: int = 768  # [features]
+    layers: int = 12
+    heads: int = 12
+    mlp: int = 3072  # [features] inside the feed-forward layer
+    positions: int = 512  # [tokens] the longest row
+    segments: int = 2  # token types
+    dropout: float = 0.1  # [probability] on embeddings and sublayer outputs
+    attention_dropout: float = 0.1  # [probability] on attention probabilities
+    activation: str = "gelu_tanh"  # gelu_tanh (the original code) or gelu (erf)
+    norm_epsilon: float = 1e-12
+    init_std: float = 0.02  # of the truncated normal
+    dtype: str = "bfloat16"  # of the computation; parameters are float32
+    attention: str = "auto"  # auto or xla
+    scan: bool = True  # one compiled layer in a loop, or all layers unrolled
+    remat: str = "none"  # none, full, or dots: keep matrix products, redo the rest
+
+
+@dataclasses.dataclass(frozen=True)
+class Optim:
+    """The update rule and the learning rate over the whole run."""
+
+    name: str = "adamw"  # adamw, lamb or radam
+    peak_rate: float = 1e-4
+    end_rate: float = 0.0  # linear and cosine end here
+    schedule: str = "linear"  # linear, cosine, rsqrt or constant, after the warm-up
+    warmup_share: float = 0.01  # [share of all steps]
+    decay_from: str = "warmup"  # warmup, or start: decay counted from step 0 (TF1)
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-6
+    weight_decay: float = 0.01  # not on LayerNorm and biases
+    bias_correction: bool = True  # False is the original's AdamW
+    clip_norm: float = 1.0  # [global L2 norm]; 0 is off
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """A stretch of the run with one batch shape."""
+
+    share: float = 1.0  # [share of all steps]
+    length: int = 128  # [tokens] a row
+    batch: int = 256  # [rows] a step, over all devices
+    max_packed: int = 8  # [examples] that may share a row; 1 is unpacked
+    accumulate: int = 1  # micro-batches a step is worked through in
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """Devices along each mesh axis; one of them may be -1: all the rest."""
+
+    data: int = -1  # copies of the model
+    fsdp: int = 1  # shards of parameters and optimizer state, also data-parallel
+    model: int = 1  # shards of heads, feed-forward features and vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """One pretraining run."""
+
+    seed: int = 0  # decides initial weights, data order, masks and dropout
+    steps: int = 1_000_000  # [updates] in all phases together
+    log_every: int = 100  # [steps]
+    eval_every: int = 5_000  # [steps]
+    save_every: int = 5_000  # [steps]
+    keep_last: int = 3  # newest checkpoints kept
+    keep_best: int = 1  # checkpoints of lowest eval_mlm_loss kept besides
+    data: Data = Data()
+    tokenizer: Tokenizer = Tokenizer()
+    objective: Objective = Objective()
+    model: Model = Model()
+    optim: Optim = Optim()
+    phases: tuple[Phase, ...] = (Phase(),)
+    mesh: Mesh = Mesh()
+
+    def phase_starts(self) -> tuple[int, ...]:
+        """First step of each phase, then the end of the run. [steps]"""
+        total, starts = 0.0, []
+        for phase in self.phases:
+            starts.append(round(total * self.steps))
+            total += phase.share
+        return (*starts, self.steps)

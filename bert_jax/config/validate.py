@@ -1,0 +1,133 @@
+"""The rules that a config must obey before anything is opened or compiled."""
+
+import functools
+import math
+from typing import Any
+
+from bert_jax.config.schema import Config
+
+_CHOICES = {
+    "data.dtype": ("auto", "uint16", "uint32"),
+    "tokenizer.kind": ("wordpiece", "bpe", "byte_bpe", "unigram"),
+    "objective.pair": ("nsp", "none"),
+    "objective.mask_count": ("unbiased", "nearest"),
+    "model.activation": ("gelu_tanh", "gelu"),
+    "model.dtype": ("bfloat16", "float32"),
+    "model.attention": ("auto", "xla"),
+    "model.remat": ("none", "full", "dots"),
+    "optim.name": ("adamw", "lamb", "radam"),
+    "optim.schedule": ("linear", "cosine", "rsqrt", "constant"),
+    "optim.decay_from": ("warmup", "start"),
+}
+_POSITIVE = (
+    "steps log_every eval_every save_every keep_last data.eval_rows "
+    "tokenizer.train_bytes tokenizer.min_frequency model.vocab_size "
+    "model.vocab_multiple model.hidden model.layers model.heads model.mlp "
+    "model.positions model.segments model.norm_epsilon model.init_std "
+    "optim.peak_rate optim.epsilon"
+).split()
+_NOT_NEGATIVE = (
+    "keep_best data.num_workers optim.end_rate optim.weight_decay optim.clip_norm"
+).split()
+_SHARES = (
+    "data.eval_share objective.short_seq_prob objective.mask_rate "
+    "objective.mask_token_share objective.random_token_share model.dropout "
+    "model.attention_dropout optim.warmup_share optim.beta1 optim.beta2"
+).split()
+
+
+def problems(config: Config) -> list[str]:
+    """Every broken rule as "config.path=value: remedy"; empty when all hold."""
+    faults = _range_problems(config) + _group_problems(config)
+    return faults + _phase_problems(config) + _mesh_problems(config)
+
+
+def _get(config: Config, path: str) -> Any:
+    return functools.reduce(getattr, path.split("."), config)
+
+
+def _range_problems(config: Config) -> list[str]:
+    remedies = {}
+    for path, allowed in _CHOICES.items():
+        if _get(config, path) not in allowed:
+            remedies[path] = f"choose one of {', '.join(allowed)}"
+    for path in _POSITIVE:
+        if not 0 < _get(config, path) < math.inf:
+            remedies[path] = "must be above 0, and finite"
+    for path in _NOT_NEGATIVE:
+        if not 0 <= _get(config, path) < math.inf:
+            remedies[path] = "must not be below 0, and finite"
+    for path in _SHARES:
+        if not 0 <= _get(config, path) < 1:
+            remedies[path] = "must be at least 0 and below 1"
+    return _faults(config, remedies)
+
+
+def _group_problems(config: Config) -> list[str]:
+    data, objective, model = config.data, config.objective, config.model
+    random_share = objective.random_token_share
+    remedies = {}
+    if not data.source:
+        remedies["data.source"] = "name at least one glob, tfds:NAME or python-docs"
+    if data.dtype == "uint16" and model.vocab_size > 2**16:
+        remedies["data.dtype"] = "holds 65,536 tokens at most; use auto or uint32"
+    if objective.mask_token_share + random_share > 1:
+        path = "objective.random_token_share"
+        remedies[path] = "with mask_token_share must not exceed 1"
+    if objective.cross_documents and objective.pair != "none":
+        remedies["objective.cross_documents"] = "needs config.objective.pair=none"
+    if objective.pair == "nsp" and model.segments == 1:
+        remedies["model.segments"] = "sentence pairs need 2 segments"
+    if model.heads > 0 and model.hidden % model.heads:
+        path = "model.heads"
+        remedies[path] = f"must divide config.model.hidden={model.hidden}"
+    return _faults(config, remedies)
+
+
+def _faults(config: Config, remedies: dict[str, str]) -> list[str]:
+    return [
+        f"config.{path}={_get(config, path)!r}: {remedy}"
+        for path, remedy in remedies.items()
+    ]
+
+
+def _phase_problems(config: Config) -> list[str]:
+    faults = []
+    if not config.phases:
+        return ["config.phases: at least one phase is needed"]
+    if not math.isclose(sum(p.share for p in config.phases), 1.0, abs_tol=1e-6):
+        shares = ", ".join(f"{p.share:g}" for p in config.phases)
+        faults.append(f"config.phases[...].share: {shares} must add up to 1")
+    for i, phase in enumerate(config.phases):
+        where = f"config.phases[{i}]"
+        if not 8 <= phase.length <= config.model.positions:
+            limit = config.model.positions
+            faults.append(
+                f"{where}.length={phase.length}: must lie between 8 and "
+                f"config.model.positions={limit}"
+            )
+        if phase.batch < 1 or phase.accumulate < 1 or phase.batch % phase.accumulate:
+            faults.append(
+                f"{where}.batch={phase.batch}: must be a positive multiple of "
+                f"accumulate={phase.accumulate}"
+            )
+        if not 1 <= phase.max_packed <= 64:
+            faults.append(
+                f"{where}.max_packed={phase.max_packed}: 1 to 64 examples a row"
+            )
+        if not 0 < phase.share <= 1:
+            faults.append(f"{where}.share={phase.share}: above 0, at most 1")
+    return faults
+
+
+def _mesh_problems(config: Config) -> list[str]:
+    mesh = config.mesh
+    sizes = {"data": mesh.data, "fsdp": mesh.fsdp, "model": mesh.model}
+    faults = [
+        f"config.mesh.{name}={size}: a positive number of devices, or -1 for the rest"
+        for name, size in sizes.items()
+        if size < 1 and size != -1
+    ]
+    if list(sizes.values()).count(-1) > 1:
+        faults.append("config.mesh: only one axis may be -1")
+    return faults

@@ -1,0 +1,273 @@
+"""Raw documents, streamed from files, TensorFlow Datasets or this installation.
+
+A document is a list of non-empty lines of text; a line is a sentence or a whole
+paragraph. Nothing here holds more than one document and one read buffer, so that
+memory does not depend on the size of a file.
+"""
+
+import glob
+import json
+import os
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bert_jax.config import Data
+from bert_jax.data import python_docs
+from bert_jax.data.decompress import SUFFIXES, chunks
+from bert_jax.errors import UserError
+
+Document = list[str]
+
+_FORMATS = (".txt", ".jsonl", ".parquet")
+_LINE_LIMIT = 1 << 20  # [bytes] a longer line of a .txt is cut at a space
+_DOCUMENT_LIMIT = 1 << 22  # [characters] a longer document is cut between lines
+
+
+def documents(data: Data, skipped: Counter[str] | None = None) -> Iterator[Document]:
+    """Streams every document of `data.source`, in an order that never changes.
+
+    Args:
+      data: where the text is; `source`, `text_key` are read.
+      skipped: counts what was left out or altered, by reason: `bad_utf8_lines`,
+        `empty_documents`, `documents_cut`. Pass one to report it.
+
+    Yields:
+      Documents: lists of lines, each valid Unicode with something besides spaces.
+
+    Raises:
+      UserError: a source is missing, damaged or of an unknown kind, a record lacks
+        the text key, or there is no document at all.
+    """
+    skipped = Counter() if skipped is None else skipped
+    found = False
+    for source in data.source:
+        for lines in _source_documents(source, data.text_key, skipped):
+            for document in _cut(lines, skipped):
+                found = True
+                yield document
+    if not found:
+        why = ", ".join(f"{count} {name}" for name, count in skipped.items())
+        raise UserError(
+            f"config.data.source={','.join(data.source)}: no documents in it"
+            + (f" (skipped: {why})" if why else "")
+            + "; name text files with at least one line"
+        )
+
+
+def files(data: Data) -> list[str]:
+    """The files that the globs of `data.source` stand for, in reading order."""
+    globs = [source for source in data.source if not _is_named(source)]
+    return [path for pattern in globs for path in _matches(pattern)]
+
+
+def _is_named(source: str) -> bool:
+    return source == "python-docs" or source.startswith("tfds:")
+
+
+def _source_documents(
+    source: str, text_key: str, skipped: Counter[str]
+) -> Iterator[Iterator[str]]:
+    if source == "python-docs":
+        for document in python_docs.documents():
+            yield iter(document)
+    elif source.startswith("tfds:"):
+        for text in _tfds_texts(source, text_key):
+            yield _lines_of(text, skipped)
+    else:
+        for path in _matches(source):
+            yield from _file_documents(path, text_key, skipped)
+
+
+def _matches(pattern: str) -> list[str]:
+    expanded = os.path.expanduser(pattern)
+    found = sorted(glob.glob(expanded, recursive=True))
+    if not found and os.path.lexists(expanded):
+        found = [expanded]  # a real name that happens to hold glob characters
+    if not found:
+        what = "matches no file" if glob.has_magic(pattern) else "no such file"
+        raise UserError(
+            f"config.data.source={pattern}: {what}; give a path or a quoted glob of "
+            f"{' '.join(_FORMATS)} files, a directory of them, tfds:NAME or python-docs"
+        )
+    paths: list[str] = []
+    for path in found:
+        paths += _below(path) if os.path.isdir(path) else [path]
+    for path in paths:
+        if _format(path) is None:
+            raise UserError(
+                f"config.data.source={pattern}: {path} has an unknown suffix; "
+                f"use {' '.join(_FORMATS)}, each also with {' '.join(SUFFIXES)}"
+            )
+    if not paths:
+        raise UserError(
+            f"config.data.source={pattern}: the directory holds no "
+            f"{' '.join(_FORMATS)} file (also with {' '.join(SUFFIXES)})"
+        )
+    return paths
+
+
+def _below(directory: str) -> list[str]:
+    paths = (path for path in Path(directory).rglob("*") if path.is_file())
+    return sorted(str(path) for path in paths if _format(str(path)))
+
+
+def _format(path: str) -> str | None:
+    stem, suffix = os.path.splitext(path)
+    if suffix in SUFFIXES:
+        suffix = os.path.splitext(stem)[1]
+    return suffix if suffix in _FORMATS else None
+
+
+def _file_documents(
+    path: str, text_key: str, skipped: Counter[str]
+) -> Iterator[Iterator[str]]:
+    kind = _format(path)
+    if kind == ".txt":
+        lines = _text_lines(path, skipped)
+        for first in lines:
+            if first:
+                yield _until_blank(first, lines)
+        return
+    texts = _jsonl_texts if kind == ".jsonl" else _parquet_texts
+    for text in texts(path, text_key, skipped):
+        yield _lines_of(text, skipped)
+
+
+def _until_blank(first: str, lines: Iterator[str]) -> Iterator[str]:
+    yield first
+    for line in lines:
+        if not line:
+            return
+        yield line
+
+
+def _lines_of(text: str, skipped: Counter[str]) -> Iterator[str]:
+    if text.strip():
+        yield from filter(None, map(str.strip, text.split("\n")))
+    else:
+        skipped["empty_documents"] += 1
+
+
+def _cut(lines: Iterator[str], skipped: Counter[str]) -> Iterator[Document]:
+    document: Document = []
+    size = 0
+    for line in lines:
+        if size > _DOCUMENT_LIMIT:
+            skipped["documents_cut"] += 1
+            yield document
+            document, size = [], 0
+        document.append(line)
+        size += len(line)
+    if document:
+        yield document
+
+
+def _raw_lines(path: str, limit: int | None = None) -> Iterator[bytes]:
+    rest = b""
+    for chunk in chunks(path):
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+        while limit and len(rest) > limit:
+            end = rest.rfind(b" ", 0, limit) + 1 or limit
+            while rest[end] & 0xC0 == 0x80:  # not inside a UTF-8 character
+                end -= 1
+            yield rest[:end]
+            rest = rest[end:]
+    if rest:
+        yield rest
+
+
+def _text_lines(path: str, skipped: Counter[str]) -> Iterator[str]:
+    for number, raw in enumerate(_raw_lines(path, _LINE_LIMIT)):
+        if number == 0:
+            raw = raw.removeprefix(b"\xef\xbb\xbf")
+        try:
+            yield raw.decode().strip()
+        except UnicodeDecodeError:
+            skipped["bad_utf8_lines"] += 1
+
+
+def _jsonl_texts(path: str, text_key: str, skipped: Counter[str]) -> Iterator[str]:
+    for number, raw in enumerate(_raw_lines(path), start=1):
+        try:
+            line = raw.decode()
+            if not line.strip():
+                continue
+            text = _text_of(json.loads(line), text_key, f"{path}, line {number}")
+            text.encode()  # an escape such as \ud800 alone is no Unicode text
+        except UnicodeError:
+            skipped["bad_utf8_lines"] += 1
+            continue
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{path}, line {number}: not JSON ({error}); a .jsonl file holds one "
+                "object a line"
+            ) from None
+        yield text
+
+
+def _text_of(record: Any, text_key: str, where: str) -> str:
+    keys = list(record) if isinstance(record, dict) else []
+    if text_key not in keys:
+        has = f"keys {', '.join(keys)}" if keys else f"a {type(record).__name__}"
+        raise UserError(
+            f"{where}: no text under config.data.text_key={text_key!r}, it has {has}; "
+            "set --config.data.text_key"
+        )
+    text = record[text_key]
+    if isinstance(text, bytes):
+        text = text.decode()
+    if not isinstance(text, str | None):
+        raise UserError(
+            f"{where}: config.data.text_key={text_key!r} holds a "
+            f"{type(text).__name__}, not text; set --config.data.text_key"
+        )
+    return text or ""
+
+
+def _parquet_texts(path: str, text_key: str, skipped: Counter[str]) -> Iterator[str]:
+    import pyarrow
+    import pyarrow.parquet
+
+    with tempfile.TemporaryFile() as unpacked:  # Parquet is read from its end
+        source: Any = path
+        if path.endswith(SUFFIXES):
+            unpacked.writelines(chunks(path))
+            source = unpacked
+        try:
+            table = pyarrow.parquet.ParquetFile(source)
+            columns = {name: None for name in table.schema_arrow.names}
+            if text_key not in columns:
+                _text_of(columns, text_key, path)
+            for batch in table.iter_batches(1024, columns=[text_key]):
+                for text in batch.column(0).to_pylist():
+                    yield _text_of({text_key: text}, text_key, path)
+        except UnicodeDecodeError:
+            raise UserError(f"{path}: column {text_key!r} is not UTF-8 text") from None
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{path}: damaged Parquet file ({error})") from None
+
+
+def _tfds_texts(source: str, text_key: str) -> Iterator[str]:
+    try:
+        import tensorflow_datasets as tfds
+    except ImportError:
+        raise UserError(
+            f"config.data.source={source}: needs tensorflow-datasets and "
+            "tensorflow-cpu; pip install them"
+        ) from None
+    name, _, split = source.removeprefix("tfds:").partition(":")
+    try:
+        builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
+        builder.download_and_prepare()
+        records = tfds.as_numpy(builder.as_dataset(split=split or "train"))
+    except Exception as error:  # the library raises a dozen kinds of its own
+        raise UserError(
+            f"config.data.source={source}: TensorFlow Datasets says: {error}; "
+            "TFDS_DATA_DIR names the directory of prepared data sets"
+        ) from error
+    for record in records:
+        yield _text_of(record, text_key, source)

@@ -1,0 +1,35 @@
+"""From arrays on the host to arrays on the mesh, two batches ahead."""
+
+import collections
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import NamedSharding
+
+from bert_jax.data.examples import Batch
+
+
+def to_device(batch: Batch, sharding: NamedSharding) -> dict[str, jax.Array]:
+    """Places this host's rows of a batch; the result is the global batch."""
+    return {
+        name: jax.make_array_from_process_local_data(sharding, array)
+        for name, array in batch.items()
+    }
+
+
+def host_rows(rows: int) -> slice:
+    """The rows of a global batch that this process reads."""
+    share = rows // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+
+
+def prefetch(
+    batches: Iterator[Batch], sharding: NamedSharding, ahead: int = 2
+) -> Iterator[dict[str, jax.Array]]:
+    """Yields batches on the devices, having started the transfer of the next ones."""
+    waiting: collections.deque[dict[str, jax.Array]] = collections.deque()
+    for batch in batches:
+        waiting.append(to_device(batch, sharding))
+        if len(waiting) > ahead:
+            yield waiting.popleft()
+    yield from waiting

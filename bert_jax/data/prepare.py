@@ -1,0 +1,293 @@
+"""From raw text to a token store, on many processes, unharmed by being killed.
+
+Everything is written below `DIRECTORY.partial`: blocks of about 4 MB of text become
+part files named by a hash of all that they depend on, so that a rerun takes those
+that are there. When all are, they are joined and the result is renamed into place.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import xxhash
+
+from bert_jax.config import Config
+from bert_jax.data import corpus
+from bert_jax.data.blocks import Part, encode_blocks
+from bert_jax.data.store import FORMAT, open_store, read_manifest
+from bert_jax.data.tokenizer import (
+    TextTokenizer,
+    Vocabulary,
+    load_tokenizer,
+    train_tokenizer,
+)
+from bert_jax.errors import UserError
+
+Progress = Callable[[str], None]
+
+
+def prepare_store(
+    config: Config,
+    directory: str | Path,
+    num_workers: int = 0,
+    progress: Progress | None = None,
+) -> dict:
+    """Makes the token store of a config, or finds it made already.
+
+    Args:
+      config: `data`, `tokenizer` and `model.vocab_size` are read.
+      directory: where the store shall be.
+      num_workers: [processes] 0 is one for each core, 1 works in this process. The
+        arrays do not depend on it.
+      progress: is told, now and then, in a few words, how far the work is.
+
+    Returns:
+      The manifest, with `already_prepared` added: True where nothing was done.
+
+    Raises:
+      UserError: unreadable text, a tokenizer that does not fit, a directory that
+        cannot be written or holds a store of something else.
+    """
+    directory = Path(directory)
+    tell = progress or (lambda text: None)
+    made_from = _made_from(config)
+    partial = directory.with_name(directory.name + ".partial")
+    if directory.exists():
+        manifest = _existing(config, directory, made_from)
+        return {**manifest, "already_prepared": True}
+    workers = num_workers or len(os.sched_getaffinity(0))
+    with _partial(partial, made_from):
+        manifest = _build(config, partial, made_from, workers, tell)
+        try:
+            os.rename(partial / "store", directory)
+        except OSError as error:
+            raise UserError(f"{directory}: cannot be made ({error.strerror})") from None
+        shutil.rmtree(partial, ignore_errors=True)
+    return {**manifest, "already_prepared": False}
+
+
+def _build(
+    config: Config, partial: Path, made_from: dict, workers: int, tell: Progress
+) -> dict:
+    start = time.perf_counter()
+    tokenizer = _tokenizer(config, partial, tell)
+    vocabulary = tokenizer.vocabulary()
+    dtype = _dtype(config, vocabulary)
+    trained = time.perf_counter()
+    skipped: Counter[str] = Counter()
+    documents = corpus.documents(config.data, skipped)
+    parts, text_bytes = [], 0
+    for part in encode_blocks(documents, partial, config, dtype, workers):
+        parts.append(part)
+        text_bytes += part.text_bytes
+        speed = text_bytes / (time.perf_counter() - trained) / 1e6
+        tell(f"{text_bytes / 1e6:,.0f} MB of text encoded, {speed:.1f} MB/s")
+    skipped["empty_documents"] += sum(part.empty for part in parts)
+    manifest = {
+        "format": FORMAT,
+        "documents": sum(part.documents for part in parts),
+        "sentences": sum(part.sentences for part in parts),
+        "tokens": sum(part.tokens for part in parts),
+        "text_bytes": text_bytes,
+        "skipped": dict(sorted((name, n) for name, n in skipped.items() if n)),
+        "vocabulary": {
+            name: value
+            for name, value in vocabulary._asdict().items()
+            if name != "continues"
+        },
+        "tokenizer": dataclasses.asdict(config.tokenizer),
+        "dtype": dtype,
+        "source": list(config.data.source),
+        "made_from": made_from,
+    }
+    if not manifest["documents"]:
+        raise UserError(
+            f"config.data.source={','.join(config.data.source)}: its "
+            f"{skipped['empty_documents']} documents hold no words"
+        )
+    tell("joining the parts")
+    _join(parts, partial / "store", tokenizer, vocabulary, manifest)
+    manifest["seconds"] = {
+        "tokenizer": round(trained - start, 3),
+        "encoding": round(time.perf_counter() - trained, 3),
+    }
+    text = json.dumps(manifest, indent=2) + "\n"
+    (partial / "store" / "manifest.json").write_text(text)
+    return manifest
+
+
+def _made_from(config: Config) -> dict:
+    """What a store is made from; two configs with the same may share it."""
+    data = config.data
+    files = corpus.files(data)
+    made: dict = {
+        "source": list(data.source),
+        "text_key": data.text_key,
+        "language": data.language,
+        "dtype": data.dtype,
+        "files": len(files),
+        "file_bytes": sum(os.path.getsize(path) for path in files),
+    }
+    if config.tokenizer.path:
+        tokenizer = _load(config)
+        made["vocabulary"] = tokenizer.vocabulary().hash
+        made["tokenizer"] = {"kind": tokenizer.kind}
+    else:
+        made["vocab_size"] = config.model.vocab_size
+        made["tokenizer"] = dataclasses.asdict(config.tokenizer)
+    return made
+
+
+def _existing(config: Config, directory: Path, made_from: dict) -> dict:
+    if not (directory / "manifest.json").exists():
+        raise UserError(
+            f"{directory}: exists and is no token store; name another directory by "
+            "--config.data.store or --workdir"
+        )
+    found = read_manifest(str(directory))["made_from"]
+    for name, value in made_from.items():
+        if found.get(name) != value:
+            raise UserError(
+                f"{directory}: the token store there was made from "
+                f"{name}={found.get(name)}, this config has {name}={value}; choose "
+                "another --config.data.store or --workdir, or delete it"
+            )
+    return open_store(str(directory)).manifest
+
+
+@contextlib.contextmanager
+def _partial(partial: Path, made_from: dict) -> Iterator[None]:
+    """Holds DIRECTORY.partial for this process, emptied of other configs' work."""
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = open(partial / "lock", "w")
+    except OSError as error:
+        raise UserError(
+            f"{partial}: cannot be written ({error.strerror}); choose another "
+            "--config.data.store or --workdir"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"{partial}: another prepare is at work there; wait for it"
+            ) from None
+        identity = json.dumps(made_from, sort_keys=True)
+        file = partial / "made_from.json"
+        if not file.exists() or file.read_text() != identity:
+            for path in partial.iterdir():
+                if path.name != "lock":
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            file.write_text(identity)
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{partial}: {error}; run again to continue") from error
+
+
+def _tokenizer(config: Config, partial: Path, tell: Progress) -> TextTokenizer:
+    ready, fresh = partial / "tokenizer", partial / "tokenizer.new"
+    if not ready.exists():
+        if config.tokenizer.path:
+            tokenizer = _load(config)
+        else:
+            tell("reading text to train a tokenizer")
+            texts = list(_sample(config))
+            tell("training the tokenizer")
+            size = config.model.vocab_size
+            tokenizer = train_tokenizer(config.tokenizer, size, texts)
+        shutil.rmtree(fresh, ignore_errors=True)
+        tokenizer.save(fresh)
+        os.rename(fresh, ready)
+    return load_tokenizer(ready, config.tokenizer)
+
+
+def _load(config: Config) -> TextTokenizer:
+    tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer)
+    size = tokenizer.vocabulary().size
+    if size > config.model.vocab_size:
+        raise UserError(
+            f"config.model.vocab_size={config.model.vocab_size}: smaller than the "
+            f"{size} tokens of config.tokenizer.path={config.tokenizer.path}; set "
+            f"--config.model.vocab_size={size}"
+        )
+    return tokenizer
+
+
+def _sample(config: Config) -> Iterable[str]:
+    """Lines of documents drawn by their hash, evenly from the whole corpus.
+
+    The bar is lowered each time when more than `train_bytes` have been drawn, so
+    one pass is enough, whatever the corpus's size.
+    """
+    limit = config.tokenizer.train_bytes
+    bar, size = 2**64, 0
+    kept: list[tuple[int, int, list[str]]] = []
+    for document in corpus.documents(config.data):
+        content = "\n".join(document).encode()
+        draw = xxhash.xxh3_64_intdigest(content, seed=1)
+        if draw < bar:
+            kept.append((draw, len(content), document))
+            size += len(content)
+        while size > limit and len(kept) > 1:
+            bar //= 2
+            kept = [item for item in kept if item[0] < bar] or kept[:1]
+            size = sum(item[1] for item in kept)
+    return (line for _, _, document in kept for line in document)
+
+
+def _dtype(config: Config, vocabulary: Vocabulary) -> str:
+    small = vocabulary.size <= 1 << 16
+    if config.data.dtype == "uint16" and not small:
+        raise UserError(
+            f"config.data.dtype=uint16: holds 65,536 ids, the vocabulary has "
+            f"{vocabulary.size:,}; set --config.data.dtype=auto"
+        )
+    if config.data.dtype == "auto":
+        return "uint16" if small else "uint32"
+    return config.data.dtype
+
+
+def _join(
+    parts: list[Part],
+    store: Path,
+    tokenizer: TextTokenizer,
+    vocabulary: Vocabulary,
+    manifest: dict,
+) -> None:
+    """Writes all parts one after the other; never holds more than one."""
+    shutil.rmtree(store, ignore_errors=True)
+    store.mkdir()
+    tokenizer.save(store)
+    np.save(store / "continues.npy", vocabulary.continues)
+    sizes = {
+        "sentences": ("<i8", manifest["sentences"] + 1),
+        "documents": ("<i8", manifest["documents"] + 1),
+        "hashes": ("<u8", manifest["documents"]),
+    }
+    with contextlib.ExitStack() as stack:
+        tokens = stack.enter_context(open(store / "tokens.bin", "wb"))
+        files = {}
+        for name, (dtype, size) in sizes.items():
+            files[name] = stack.enter_context(open(store / f"{name}.npy", "wb"))
+            header = {"descr": dtype, "fortran_order": False, "shape": (size,)}
+            np.lib.format.write_array_header_1_0(files[name], header)
+        token, sentence = 0, 0
+        np.zeros(1, np.int64).tofile(files["sentences"])
+        np.zeros(1, np.int64).tofile(files["documents"])
+        for part in parts:
+            with np.load(part.path) as arrays:
+                arrays["tokens"].tofile(tokens)
+                (token + arrays["sentences"]).tofile(files["sentences"])
+                (sentence + arrays["documents"]).tofile(files["documents"])
+                arrays["hashes"].tofile(files["hashes"])
+            token, sentence = token + part.tokens, sentence + part.sentences

@@ -1,0 +1,86 @@
+"""The held-out set: what it is, and how a model scores on it."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import NamedSharding
+
+from bert_jax import metrics
+from bert_jax.config import Config
+from bert_jax.data import device
+from bert_jax.data.pipeline import Batches
+from bert_jax.data.store import Store
+from bert_jax.tasks import Task
+
+
+class HeldOut(NamedTuple):
+    """Held-out rows with fixed masks, and what is known of them beforehand."""
+
+    batches: Batches
+    facts: dict[str, Any]  # md5, baselines
+
+
+def held_out(store: Store, config: Config, phase: int) -> HeldOut:
+    """The held-out set in the shape of one phase.
+
+    Args:
+      store: the tokenised corpus.
+      config: of the run; its seed plays no part.
+      phase: index of the phase whose row length is used.
+
+    Returns:
+      The batches and `eval_set_md5` (over every array, in order), `unigram_loss`
+      (entropy of the distribution of the masked tokens, in nats: what a model
+      scores that knows their frequencies and nothing of the context) and, with
+      sentence pairs, `eval_nsp_majority` (the share of the commoner class).
+    """
+    batches = Batches(store, config, phase, held_out=True)
+    digest = hashlib.md5(usedforsecurity=False)
+    tokens = np.zeros(store.vocabulary.size, np.int64)
+    pairs = np.zeros(2, np.int64)
+    for number in range(len(batches)):
+        batch = batches.batch(number)
+        for name, array in sorted(batch.items()):
+            digest.update(name.encode() + np.ascontiguousarray(array).tobytes())
+        used = batch["mlm_weight"] > 0
+        tokens += np.bincount(batch["mlm_label"][used], minlength=len(tokens))
+        if "nsp_label" in batch:
+            used = batch["nsp_weight"] > 0
+            pairs += np.bincount(batch["nsp_label"][used], minlength=2)
+    share = tokens[tokens > 0] / max(tokens.sum(), 1)
+    facts: dict[str, Any] = {"eval_set_md5": digest.hexdigest()}
+    facts["unigram_loss"] = float(-(share * np.log(share)).sum())
+    if pairs.sum():
+        facts["eval_nsp_majority"] = float(pairs.max() / pairs.sum())
+    return HeldOut(batches, facts)
+
+
+def evaluate(
+    task: Task,
+    eval_step: Callable[[Any, Any], Any],
+    params: Any,
+    data: HeldOut,
+    sharding: NamedSharding,
+) -> dict[str, float]:
+    """Scores parameters on the held-out set.
+
+    Args:
+      task: gives the final metrics from sums.
+      eval_step: from `step.make_eval_step`.
+      params: the parameters, sharded as `eval_step` expects.
+      data: from `held_out`.
+      sharding: of a batch.
+
+    Returns:
+      `eval_...` metrics over all rows together.
+    """
+    sums: dict[str, tuple[float, float]] = {}
+    rows = device.host_rows(data.batches.phase.batch)
+    for number in range(len(data.batches)):
+        batch = device.to_device(data.batches.batch(number, rows), sharding)
+        pairs = eval_step(params, batch)
+        new = {name: (float(a), float(b)) for name, (a, b) in pairs.items()}
+        sums = metrics.add(sums, new)
+    return task.score(sums)

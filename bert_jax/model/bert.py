@@ -1,0 +1,142 @@
+"""BERT: the encoder, the pooler and the two pretraining heads."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int32
+
+from bert_jax.config import Model
+from bert_jax.model.encoder import Embeddings, draw, padded_vocabulary, stack
+from bert_jax.model.layers import Dense, Norm, gelu
+
+Batch = dict[str, Array | np.ndarray]
+
+
+class Bert(nn.Module):
+    """BERT with the heads that its methods ask for.
+
+    A part has parameters only if `init` ran a method that uses it, so a model
+    without sentence pairs has neither `pooler` nor `nsp`.
+
+    Attributes:
+      config: the model's sizes and numerics.
+
+    Devlin et al. 2019, sections 3 and 3.1, appendix A.2.
+    """
+
+    config: Model
+
+    def setup(self) -> None:
+        """Declares the parameters and parts."""
+        config = self.config
+        self.embeddings = Embeddings(config)
+        self.layers = stack(config)
+        self.pooler = Dense(config, (config.hidden,))
+        self.mlm = MaskedHead(config)
+        self.nsp = Dense(config, (2,))
+
+    def encode(
+        self, batch: Batch, rng: jax.Array | None = None
+    ) -> Float[Array, "B L D"]:
+        """The last layer's features at every position.
+
+        Args:
+          batch: `token segment position example`, int32 [B, L].
+          rng: a JAX key for dropout; None is no dropout.
+
+        Returns:
+          config.dtype [B, L, D].
+        """
+        batch = {name: jnp.asarray(value) for name, value in batch.items()}
+        words = draw(rng, self.config.layers)
+        x = self.embeddings(
+            batch["token"],
+            batch["segment"],
+            batch["position"],
+            None if words is None else words.embeddings,
+        )
+        per_layer = None if words is None else words.layers
+        return self.layers(x, per_layer, batch["example"])[0]
+
+    def pool(
+        self, hidden: Float[Array, "B L D"], position: Int32[Array, "B K"]
+    ) -> Float[Array, "B K D"]:
+        """A summary of each packed example from its first token, [CLS]."""
+        return jnp.tanh(self.pooler(gather(hidden, position)))
+
+    def pretrain(self, batch: Batch, rng: jax.Array | None = None) -> Batch:
+        """Logits of both objectives, of those that the batch has labels for.
+
+        Args:
+          batch: that of `encode` with `mlm_position` int32 [B, P] and, for
+            sentence pairs, `nsp_position` int32 [B, K].
+          rng: a JAX key for dropout; None is no dropout.
+
+        Returns:
+          `mlm_logits` float32 [B, P, V], V padded; `nsp_logits` float32 [B, K, 2].
+        """
+        batch = {name: jnp.asarray(value) for name, value in batch.items()}
+        hidden = self.encode(batch, rng)
+        masked = gather(hidden, batch["mlm_position"])
+        logits = {"mlm_logits": self.mlm(masked, self.embeddings.token)}
+        if "nsp_position" in batch:
+            pair = self.nsp(self.pool(hidden, batch["nsp_position"]))
+            logits["nsp_logits"] = pair.astype(jnp.float32)
+        return logits
+
+
+class MaskedHead(nn.Module):
+    """Predicts tokens: a transform, then the token embeddings as the output layer.
+
+    Rows that only pad the table to a round size get a logit of -1e9: no
+    probability and no gradient.
+
+    Devlin et al. 2019, section 3.1; the tied output layer is Press and Wolf 2017.
+    """
+
+    config: Model
+
+    def setup(self) -> None:
+        """Declares the parameters and parts."""
+        config = self.config
+        self.transform = Dense(config, (config.hidden,))
+        self.norm = Norm(config)
+        shape = (padded_vocabulary(config),)
+        self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+
+    def __call__(
+        self, x: Float[Array, "B P D"], token: Float[Array, "V D"]
+    ) -> Float[Array, "B P V"]:
+        """Logits over the padded vocabulary from features and the token table."""
+        x = self.norm(gelu(self.transform(x), self.config.activation))
+        logits = _tied(x, token.astype(x.dtype))
+        real = jnp.arange(len(self.bias)) < self.config.vocab_size
+        return logits + jnp.where(real, self.bias, -1e9)[None, None]
+
+
+@jax.custom_vjp
+def _tied(x, table):
+    return jnp.einsum("BPD,VD->BPV", x, table, preferred_element_type=jnp.float32)
+
+
+def _tied_forward(x, table):
+    return _tied(x, table), (x, table)
+
+
+def _tied_backward(kept, gradient):
+    """As autodiff, but with the small result transposed, not the large gradient."""
+    x, table = kept
+    gradient = gradient.astype(x.dtype)
+    x_gradient = jnp.einsum("BPV,VD->BPD", gradient, table)
+    return x_gradient, jnp.einsum("BPD,BPV->DV", x, gradient).T
+
+
+_tied.defvjp(_tied_forward, _tied_backward)
+
+
+def gather(
+    x: Float[Array, "B L D"], position: Int32[Array, "B P"]
+) -> Float[Array, "B P D"]:
+    """The features at some positions of each row."""
+    return jnp.take_along_axis(x, position[:, :, None], axis=1)

@@ -1,0 +1,152 @@
+"""Dense, LayerNorm, GELU and dropout, as cheap as they can be written in XLA.
+
+Axis letters, here and everywhere: B batch, L position, P masked position,
+K packed example, D hidden, H head, h features of a head, F feed-forward,
+V vocabulary, S segment, N layer. T is the position attended to.
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, UInt32
+
+from bert_jax.config import Model
+
+Words = UInt32[Array, "2"]
+
+
+def initializer(config: Model) -> jax.nn.initializers.Initializer:
+    """Truncated normal, cut at two deviations and not rescaled, as TensorFlow's."""
+    return jax.nn.initializers.truncated_normal(config.init_std)
+
+
+class Dense(nn.Module):
+    """A linear map with bias from the last `inputs` axes onto the axes `outputs`.
+
+    Attributes:
+      config: the model's sizes and numerics.
+      outputs: sizes of the axes that replace the contracted ones.
+      inputs: how many trailing axes of the argument are contracted.
+    """
+
+    config: Model
+    outputs: tuple[int, ...]
+    inputs: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """Maps x in its own dtype."""
+        shape = (*x.shape[x.ndim - self.inputs :], *self.outputs)
+        kernel = self.param("kernel", initializer(self.config), shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32)
+        y = jnp.tensordot(x, kernel.astype(x.dtype), self.inputs)
+        return y + lax.expand_dims(bias.astype(x.dtype), range(y.ndim - bias.ndim))
+
+
+class Norm(nn.Module):
+    """LayerNorm of x, or of x + residual, with float32 statistics.
+
+    Returns an array of the computation's dtype. The backward pass recomputes the
+    normalised values from the inputs: they are cheaper to redo than to store.
+
+    Ba et al. 2016, section 3.
+    """
+
+    config: Model
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "*batch D"],
+        residual: Float[Array, "*batch D"] | None = None,
+    ) -> Float[Array, "*batch D"]:
+        """Normalises the last axis."""
+        shape = x.shape[-1:]
+        scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
+        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        dtype, epsilon = jnp.dtype(self.config.dtype), self.config.norm_epsilon
+        return _normalize(x, residual, scale, bias, dtype, epsilon)
+
+
+# prevent_cse=False: where XLA prefers to keep a value, it may.
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(4, 5))
+def _normalize(x, residual, scale, bias, dtype, epsilon):
+    x = x.astype(jnp.float32)
+    if residual is not None:
+        x = x + residual.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    scale, bias = (lax.expand_dims(a, range(x.ndim - 1)) for a in (scale, bias))
+    return (centred * lax.rsqrt(variance + epsilon) * scale + bias).astype(dtype)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
+def gelu(x: Float[Array, "..."], activation: str) -> Float[Array, "..."]:
+    """Gaussian error linear unit; the backward pass keeps x alone.
+
+    Args:
+      x: any floating dtype and shape.
+      activation: `gelu_tanh` (the original BERT code) or `gelu` (erf).
+
+    Returns:
+      Same dtype and shape. Hendrycks and Gimpel 2016, section 2.
+    """
+    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
+
+
+def dropout(
+    x: Float[Array, "..."], words: Words | None, rate: float
+) -> Float[Array, "..."]:
+    """Zeroes a share `rate` of x and scales the rest to keep the expectation.
+
+    Which elements go depends on `words` and an element's index alone, so neither
+    sharding, scanning nor rematerialisation changes them, and the backward pass
+    computes the mask again instead of storing it.
+
+    Args:
+      x: any floating dtype and shape.
+      words: random uint32 [2], new for every place and step; None is no dropout.
+      rate: probability of an element to be dropped, in [0, 1).
+
+    Returns:
+      Same dtype and shape. Srivastava et al. 2014, section 4.
+    """
+    return x if words is None or rate == 0 else _dropout(rate, x, words)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _dropout(rate, x, words):
+    kept = keep(words, x.shape, rate)
+    return jnp.where(kept, x * (1 / (1 - rate)), jnp.zeros((), x.dtype))
+
+
+def _dropout_forward(rate, x, words):
+    return _dropout(rate, x, words), words
+
+
+def _dropout_backward(rate, words, gradient):
+    return _dropout(rate, gradient, words), None
+
+
+_dropout.defvjp(_dropout_forward, _dropout_backward)
+
+
+def keep(words: Words, shape: tuple[int, ...], rate: float) -> Bool[Array, "..."]:
+    """A random mask of `shape`, True with probability 1 - rate.
+
+    JAX's counter-based generators cost more than BERT's matrix products on some
+    backends; an integer hash of the element's index is a few fused operations.
+    Multipliers and shifts are Wellons' lowbias32 (2018), seeded at both rounds.
+    """
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
+        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    bits = index ^ words[0]
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) ^ words[1]
+    bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
+    return bits ^ (bits >> 16) >= jnp.uint32(round(rate * 2**32))

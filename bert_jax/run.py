@@ -1,0 +1,133 @@
+"""What a run is made of: its directory, its data and its compiled parts."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import optax
+from jax.sharding import Mesh
+
+from bert_jax import optim, sharding
+from bert_jax.config import Config, to_json
+from bert_jax.data import prepare
+from bert_jax.data.store import Store, open_store
+from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.errors import UserError
+from bert_jax.tasks import Task
+from bert_jax.tasks.pretrain import pretrain
+
+# Settings that may differ when a run is continued: they change no result.
+_FREE = ("log_every", "eval_every", "save_every", "keep_last", "keep_best", "mesh")
+
+
+class Run(NamedTuple):
+    """The parts of a run that do not change while it lasts."""
+
+    config: Config  # model.vocab_size is that of the store
+    store: Store
+    mesh: Mesh
+    task: Task
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+
+
+def store_directory(config: Config, workdir: str) -> str:
+    """Where the token store of a run lies."""
+    return config.data.store or str(Path(workdir) / "store")
+
+
+def assemble(config: Config, workdir: str, note: Callable[[str], None]) -> Run:
+    """Opens or prepares the data and builds the parts, checking them together.
+
+    Args:
+      config: of the run.
+      workdir: the run directory.
+      note: is told what takes long.
+
+    Returns:
+      The run; nothing is allocated on the devices yet.
+
+    Raises:
+      UserError: whatever in config, data or devices does not fit.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    for i, phase in enumerate(config.phases):
+        sharding.check_batch(mesh, phase, i)
+    directory = store_directory(config, workdir)
+    if not (config.data.store and Path(directory, "manifest.json").is_file()):
+        prepare.prepare_store(config, directory, config.data.num_workers, note)
+    store = open_store(directory)
+    size, limit = store.vocabulary.size, config.model.vocab_size
+    if size > limit:
+        raise UserError(
+            f"{directory} holds a vocabulary of {size} tokens, more than "
+            f"config.model.vocab_size={limit}; set --config.model.vocab_size={size}"
+        )
+    if config.tokenizer.path:
+        wanted = load_tokenizer(config.tokenizer.path, config.tokenizer).vocabulary()
+        if wanted.hash != store.vocabulary.hash:
+            raise UserError(
+                f"{directory} was made with another tokenizer than "
+                f"config.tokenizer.path={config.tokenizer.path}; name its own "
+                "tokenizer, or prepare another store with --config.data.store=DIR"
+            )
+    model = dataclasses.replace(config.model, vocab_size=size)
+    config = dataclasses.replace(config, model=model)
+    optimizer = optim.optimizer(config.optim, config.steps)
+    schedule = optim.learning_rate(config.optim, config.steps)
+    task = pretrain(config.model, config.objective)
+    return Run(config, store, mesh, task, optimizer, schedule)
+
+
+def claim(config: Config, workdir: str) -> None:
+    """Makes the run directory this config's own.
+
+    Raises:
+      UserError: it cannot be written, or belongs to a run with another config.
+    """
+    path = Path(workdir) / "config.json"
+    text = to_json(config)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            if jax.process_index() == 0:
+                path.write_text(text)
+            return
+        old, new = json.loads(path.read_text()), json.loads(text)
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: cannot be written ({error.strerror}); choose "
+            "another directory or mend its permissions"
+        ) from error
+    except ValueError as error:
+        raise UserError(f"{path} is damaged ({error}); use another --workdir") from error
+    faults = _differences(old, new, "config")
+    if faults:
+        raise UserError(
+            f"--workdir={workdir} belongs to a run with another config:\n"
+            + "\n".join(f"  {fault}" for fault in faults)
+            + "\ncontinue it with its own values, or choose another --workdir"
+        )
+
+
+def _differences(old: object, new: object, path: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = [name for name in {**old, **new} if path != "config" or name not in _FREE]
+        pairs = [(old.get(n), new.get(n), f"{path}.{n}") for n in names]
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        pairs = [(*p, f"{path}[{i}]") for i, p in enumerate(zip(old, new, strict=True))]
+    else:
+        return [] if old == new else [f"{path}: {old!r} there, {new!r} now"]
+    return [fault for pair in pairs for fault in _differences(*pair)]
+
+
+def finished(config: Config, workdir: str) -> dict | None:
+    """The summary of a run that has done all its steps, or None."""
+    with contextlib.suppress(OSError, ValueError):
+        summary = json.loads((Path(workdir) / "summary.json").read_text())
+        return summary if summary["steps"] >= config.steps else None
+    return None

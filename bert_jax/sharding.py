@@ -1,0 +1,196 @@
+"""The one file that knows the mesh: which array is cut along which devices.
+
+Every parameter has one rule, path -> logical axes, and every logical axis one mesh
+axis. There is no catch-all: a parameter that nobody thought of is an error, not a
+silent copy on every device.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from bert_jax import config, tree
+from bert_jax.errors import UserError
+
+
+class Rule(NamedTuple):
+    """Logical axes of the parameters whose whole path matches."""
+
+    pattern: str
+    axes: tuple[str | None, ...]
+    optional: bool = False  # its head is absent from some objectives
+
+
+# The first match counts. Vectors over the hidden features stay whole everywhere:
+# they are small, and cutting them would cost a gather at each use.
+RULES: tuple[Rule, ...] = (
+    Rule(r"embeddings/token", ("vocab", "embed")),
+    Rule(r"embeddings/(position|segment)", (None, "embed")),
+    Rule(r"(embeddings|mlm)/norm/(scale|bias)", (None,)),
+    Rule(
+        r"layers/attention/(query|key|value)/kernel", ("layers", "embed", "heads", None)
+    ),
+    Rule(r"layers/attention/(query|key|value)/bias", ("layers", "heads", None)),
+    Rule(r"layers/attention/out/kernel", ("layers", "heads", None, "embed")),
+    Rule(r"layers/mlp/up/kernel", ("layers", "embed", "mlp")),
+    Rule(r"layers/mlp/up/bias", ("layers", "mlp")),
+    Rule(r"layers/mlp/down/kernel", ("layers", "mlp", "embed")),
+    Rule(r"layers/(attention/out|mlp/down)/bias", ("layers", None)),
+    Rule(r"layers/(attention|mlp)/norm/(scale|bias)", ("layers", None)),
+    Rule(r"mlm/transform/kernel", ("embed", None)),
+    Rule(r"mlm/transform/bias", (None,)),
+    Rule(r"mlm/bias", ("vocab",)),
+    Rule(r"(pooler|nsp)/kernel", ("embed", None), optional=True),
+    Rule(r"(pooler|nsp)/bias", (None,), optional=True),
+)
+
+MESH_AXIS = {  # of each logical axis; None is not cut
+    "vocab": "model",
+    "heads": "model",
+    "mlp": "model",
+    "embed": "fsdp",
+    "layers": None,
+}
+_FIELD = {  # of the config, which decides the size of a logical axis
+    "vocab": "config.model.vocab_multiple",
+    "heads": "config.model.heads",
+    "mlp": "config.model.mlp",
+    "embed": "config.model.hidden",
+}
+_BATCH_AXES = ("data", "fsdp")
+
+
+def make_mesh(
+    settings: config.Mesh, devices: Sequence[Any] | None = None
+) -> jax.sharding.Mesh:
+    """Arranges the devices along the axes `data`, `fsdp` and `model`.
+
+    Args:
+      settings: the `mesh` group of the config; -1 takes all the devices that the
+        other axes leave.
+      devices: all devices of all processes when None.
+
+    Returns:
+      The mesh, with axes that the compiler may propagate shardings along.
+
+    Raises:
+      UserError: the axes do not use every device exactly once.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [settings.data, settings.fsdp, settings.model]
+    text = f"data={sizes[0]}, fsdp={sizes[1]}, model={sizes[2]}"
+    fixed = math.prod(size for size in sizes if size != -1)
+    verb = "must divide" if -1 in sizes else "must be"
+    sizes = [len(devices) // fixed if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise UserError(
+            f"config.mesh: {text} asks for {fixed} devices in the axes that are "
+            f"given, which {verb} the {len(devices)} there are; set "
+            "config.mesh.data=-1 to use the rest"
+        )
+    return jax.make_mesh(
+        tuple(sizes),
+        ("data", "fsdp", "model"),
+        axis_types=(AxisType.Auto,) * 3,
+        devices=devices,
+    )
+
+
+def param_shardings(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
+    """How each parameter is cut, found before any of them is allocated.
+
+    Args:
+      mesh: from `make_mesh`.
+      shapes: nested dict of `jax.ShapeDtypeStruct` (or of arrays).
+
+    Returns:
+      The same tree of `NamedSharding`.
+
+    Raises:
+      UserError: lists at once every parameter without a rule, every rule without a
+        parameter, and every size that its mesh axis does not divide.
+    """
+    faults: list[str] = []
+    unused = {rule.pattern for rule in RULES if not rule.optional}
+
+    def one(name: str, leaf: Any) -> NamedSharding:
+        rule = next((r for r in RULES if re.fullmatch(r.pattern, name)), None)
+        if rule is None:
+            faults.append(f"{name} {leaf.shape}: no rule in bert_jax/sharding.py RULES")
+            return NamedSharding(mesh, PartitionSpec())
+        unused.discard(rule.pattern)
+        faults.extend(_size_faults(mesh, name, leaf.shape, rule.axes))
+        axes = [MESH_AXIS[axis] if axis else None for axis in rule.axes]
+        return NamedSharding(mesh, PartitionSpec(*axes))
+
+    shardings = tree.map_named(one, shapes)
+    faults += [
+        f"rule {rule.pattern!r} in bert_jax/sharding.py RULES matches no parameter"
+        for rule in RULES
+        if rule.pattern in unused
+    ]
+    if faults:
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise UserError(f"the parameters do not fit the mesh:\n{lines}")
+    return shardings
+
+
+def _size_faults(
+    mesh: jax.sharding.Mesh,
+    name: str,
+    shape: tuple[int, ...],
+    axes: tuple[str | None, ...],
+) -> list[str]:
+    if len(shape) != len(axes):
+        return [f"{name} {shape}: its rule names {len(axes)} axes: {axes}"]
+    faults = []
+    for size, axis in zip(shape, axes, strict=True):
+        mesh_axis = MESH_AXIS[axis] if axis else None
+        if axis and mesh_axis and size % mesh.shape[mesh_axis]:
+            faults.append(
+                f"{name} {shape}: size {size} of axis {axis!r} is not divisible by "
+                f"config.mesh.{mesh_axis}={mesh.shape[mesh_axis]}; change it or "
+                f"{_FIELD[axis]}"
+            )
+    return faults
+
+
+def batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """Rows over `data` and `fsdp` together; for every array of a batch."""
+    return NamedSharding(mesh, PartitionSpec(_BATCH_AXES))
+
+
+def micro_batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The same for batches stacked on a leading axis of micro-batches."""
+    return NamedSharding(mesh, PartitionSpec(None, _BATCH_AXES))
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """A whole copy on every device; for scalars."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch(mesh: jax.sharding.Mesh, phase: config.Phase, index: int) -> None:
+    """Every device must get equally many rows of each micro-batch.
+
+    Args:
+      mesh: from `make_mesh`.
+      phase: one phase of the run.
+      index: its place in `config.phases`, for the message.
+
+    Raises:
+      UserError: the rows do not divide; the message names a batch that would.
+    """
+    data, fsdp = (mesh.shape[axis] for axis in _BATCH_AXES)
+    unit = data * fsdp * phase.accumulate
+    if phase.batch % unit:
+        nearest = max(round(phase.batch / unit), 1) * unit
+        raise UserError(
+            f"config.phases[{index}].batch={phase.batch}: must be a multiple of "
+            f"accumulate={phase.accumulate} times the devices that share a batch, "
+            f"config.mesh data={data} * fsdp={fsdp}; {nearest} would do"
+        )

@@ -1,0 +1,33 @@
+"""Tasks: what a model is asked to learn, as five pure parts.
+
+The training loop, the step and the evaluation see a `Task` and nothing else of
+the model.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from bert_jax.model import Batch
+
+Pairs = dict[str, tuple[jax.Array, jax.Array]]
+
+
+class Task(NamedTuple):
+    """Pure functions of parameters and batches.
+
+    Attributes:
+      init: rng -> parameters, a nested plain dict of float32 arrays.
+      loss: (params, batch, rng or None) -> name -> (sum, weight), float32 scalars.
+        None is no dropout. Weights depend on the batch alone.
+      terms: the names whose ratios add up to the training loss.
+      predict: (params, batch) -> name -> logits.
+      score: name -> (sum, weight) over an evaluation -> its final metrics.
+    """
+
+    init: Callable[[jax.Array], dict[str, Any]]
+    loss: Callable[[dict[str, Any], Batch, jax.Array | None], Pairs]
+    terms: tuple[str, ...]
+    predict: Callable[[dict[str, Any], Batch], Batch]
+    score: Callable[[Mapping[str, tuple[float, float]]], dict[str, float]]

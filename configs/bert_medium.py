@@ -1,0 +1,12 @@
+"""BERT-medium pretraining: MLM and NSP, 90 % of the steps at 128 tokens, then 512.
+
+Command: python -m bert_jax train --config=configs/bert_medium.py --workdir=runs/medium
+Variants: :smoke (seconds on a laptop), :paper (the original code's choices).
+"""
+
+from bert_jax.config import presets
+
+
+def get_config(arg: str = ""):
+    """The config, with the variants named in `arg` applied."""
+    return presets.bert("medium", arg)

@@ -1,0 +1,70 @@
+"""Packaging: what bert_jax needs on Python 3.11 and newer."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def version() -> str:
+    """The version that bert_jax/__init__.py states, read without importing it."""
+    text = (ROOT / "bert_jax" / "__init__.py").read_text(encoding="utf-8")
+    found = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    assert found, "bert_jax/__init__.py states no __version__"
+    return found.group(1)
+
+
+# Lower bounds are the oldest versions that this was run with. Upper bounds stop
+# before the next release that may break: 0.x projects break in the second number.
+REQUIREMENTS = [
+    "jax>=0.10.2,<0.12",
+    "flax>=0.12.8,<0.13",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12.8,<0.13",
+    "ml-collections>=1.1,<2",
+    "numpy>=2.4,<3",
+    "jaxtyping>=0.3.11,<0.4",
+    "tokenizers>=0.23,<0.24",
+    "sentencepiece>=0.2.1,<0.3",
+    "sentencex>=1.0.32,<2",
+    # The CPU build serves tf.data and leaves the accelerators to JAX. It has no
+    # wheel for other machines; there the input pipeline is a plain thread.
+    "tensorflow-cpu>=2.21,<2.22; "
+    "platform_system == 'Linux' and platform_machine == 'x86_64'",
+    "tensorflow-datasets>=4.9.10,<5",
+    "pyarrow>=20",
+    "zstandard>=0.23",
+    "xxhash>=3.5",
+    "tensorboardX>=2.6.4,<3",
+    "rich>=14",
+    "psutil>=6",
+]
+EXTRAS = {
+    "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
+    "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+    "test": [
+        "pytest>=9,<10",
+        "pytest-xdist>=3.8,<4",
+        "hypothesis>=6.150,<7",
+        "beartype>=0.22,<0.24",
+        "ruff>=0.17,<0.18",
+        "pyright[nodejs]>=1.1.414,<1.2",
+        "transformers>=5,<6",  # the collator that benchmarks/data.py compares with
+    ],
+}
+
+setup(
+    name="bert-jax",
+    version=version(),
+    description="BERT-family encoders, pretrained in JAX on any number of devices",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["bert_jax", "bert_jax.*"]),
+    install_requires=REQUIREMENTS,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["bert-jax = bert_jax.__main__:main"]},
+)

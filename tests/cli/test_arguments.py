@@ -1,0 +1,153 @@
+"""The shared flags of all commands, and how the program ends."""
+
+import subprocess
+import sys
+import types
+from argparse import ArgumentParser, Namespace
+from pathlib import Path
+
+import pytest
+
+from bert_jax import __main__, config
+from bert_jax.cli import arguments
+from bert_jax.errors import UserError
+
+TINY = str(Path(__file__).parents[2] / "configs" / "bert_tiny.py")
+EXAMPLE = f"bert-jax train --config={TINY} --workdir=runs/tiny"
+
+
+def parse(*argv: str, required: bool = True) -> Namespace:
+    def options(parser: ArgumentParser) -> None:
+        parser.add_argument("--num-workers", type=int, default=3)
+
+    return arguments.parse(argv, "Trains.", EXAMPLE, options, required)
+
+
+def test_flags_and_overrides_in_any_order() -> None:
+    args = parse(
+        *("--config.seed=5", f"--config={TINY}:smoke", "--json", "--workdir", "w"),
+        *("--config.optim.peak_rate", "1e-3", "--num-workers=2"),
+    )
+    assert (args.workdir, args.json, args.num_workers) == ("w", True, 2)
+    assert (args.config.seed, args.config.optim.peak_rate) == (5, 1e-3)
+    assert args.config.steps == 8
+
+
+def test_a_negative_value_after_a_space() -> None:
+    args = parse(
+        "--config", TINY, "--config.mesh.data", "1", "--config.mesh.fsdp", "-1"
+    )
+    assert (args.config.mesh.data, args.config.mesh.fsdp) == (1, -1)
+
+
+def test_a_saved_run_brings_its_config(tmp_path: Path) -> None:
+    saved = config.load(TINY, ["seed=11"])
+    (tmp_path / "config.json").write_text(config.to_json(saved))
+    assert parse(f"--workdir={tmp_path}", required=False).config == saved
+    changed = parse(f"--workdir={tmp_path}", "--config.seed=12", required=False)
+    assert changed.config.seed == 12
+    assert parse(required=False).config is None
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        ([], ["--config=FILE", "configs/"]),
+        (["--confg=x"], ["--confg", "'--config'"]),
+        (["--workdirr=x"], ["'--workdirr'", "'--workdir'"]),
+        (["--steps=5"], ["'--steps'", "'--config.steps'"]),
+        (["stray"], ["argument 'stray'", "--help"]),
+        (["--num-workers=x"], ["--num-workers", "--help"]),
+        (["--workdir"], ["--workdir", "--help"]),
+        (["--config.steps"], ["--config.steps=VALUE"]),
+        (["--config.steps", "--json"], ["--config.steps=VALUE"]),
+    ],
+)
+def test_a_mistake_names_the_remedy(argv: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        parse(*argv)
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+def test_overrides_need_a_config() -> None:
+    with pytest.raises(UserError, match=r"--config\.seed=3"):
+        parse("--config.seed=3", required=False)
+
+
+def test_help_shows_the_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse("--help")
+    assert caught.value.code == 0
+    out = capsys.readouterr().out
+    assert EXAMPLE in out
+    assert out.startswith("usage: bert-jax train [")
+
+
+def command(monkeypatch: pytest.MonkeyPatch, outcome: object) -> None:
+    """Replaces the `train` command by one that returns or raises `outcome`."""
+
+    def main(argv: list[str]) -> object:
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
+
+    stand_in = types.SimpleNamespace(main=main)
+    monkeypatch.setitem(sys.modules, "bert_jax.cli.train", stand_in)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "status", "message"),
+    [
+        (None, 0, ""),
+        (75, 75, ""),
+        (UserError("mend it"), 2, "bert-jax: error: mend it\n"),
+        (KeyboardInterrupt(), 130, "bert-jax: interrupted\n"),
+    ],
+)
+def test_exit_statuses(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    outcome: object,
+    status: int,
+    message: str,
+) -> None:
+    command(monkeypatch, outcome)
+    assert __main__.main(["train"]) == status
+    assert capsys.readouterr() == ("", message)
+
+
+def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    command(monkeypatch, ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        __main__.main(["train"])
+
+
+def test_unknown_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert __main__.main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+def test_help_lists_every_command_without_loading_jax() -> None:
+    code = (
+        "import sys, bert_jax.__main__ as program\n"
+        "assert program.main(['--help']) == 0\n"
+        "assert 'jax' not in sys.modules and 'numpy' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"  {name} " in done.stdout for name in __main__.COMMANDS)
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    program = subprocess.Popen(
+        [sys.executable, "-m", "bert_jax", "--help"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        cwd=Path(__file__).parents[2],
+    )
+    assert program.stdout is not None
+    assert program.stderr is not None
+    program.stdout.close()
+    assert program.stderr.read() == b""
+    program.stderr.close()
+    assert program.wait() == 0

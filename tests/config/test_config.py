@@ -1,0 +1,200 @@
+"""Configs: presets, overrides, and a message for every mistake."""
+
+import math
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bert_jax import config
+from bert_jax.config import presets
+from bert_jax.config.load import override
+from bert_jax.errors import UserError
+
+TINY = str(Path(__file__).parents[2] / "configs" / "bert_tiny.py")
+
+
+def write(folder: Path, body: str) -> str:
+    path = folder / "mine.py"
+    path.write_text(
+        "from bert_jax.config import presets\n"
+        "def get_config(arg=''):\n"
+        "    config = presets.bert('tiny', arg)\n"
+        f"    {body}\n"
+        "    return config\n"
+    )
+    return str(path)
+
+
+def test_defaults_are_valid_and_survive_a_round_trip() -> None:
+    assert config.freeze(config.to_config_dict(config.Config())) == config.Config()
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "value"),
+    [
+        ("steps=1e4", "steps", 10_000),
+        ("steps=20_000", "steps", 20_000),
+        ("optim.peak_rate=3e-4", "optim.peak_rate", 3e-4),
+        ("optim.clip_norm=2", "optim.clip_norm", 2.0),
+        ("tokenizer.lowercase=false", "tokenizer.lowercase", False),
+        ("data.source=a/*.txt,b.jsonl", "data.source", ("a/*.txt", "b.jsonl")),
+        ("data.source=('a,b.txt',)", "data.source", ("a,b.txt",)),
+        ("data.source=('a.txt')", "data.source", ("a.txt",)),
+        ("data.store=x=y", "data.store", "x=y"),
+    ],
+)
+def test_an_override_changes_one_field(text: str, path: str, value: object) -> None:
+    found: object = config.load(TINY, [text])
+    for name in path.split("."):
+        found = getattr(found, name)
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_an_override_reaches_into_one_phase() -> None:
+    before, after = config.load(TINY), config.load(TINY, ["phases[1].length=256"])
+    assert after.phases[0] == before.phases[0]
+    assert after.phases[1].length == 256
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optim.peak_rat=1", ["config.optim.peak_rat", "'peak_rate'"]),
+        ("optimm.peak_rate=1", ["config.optimm", "'optim'"]),
+        ("zzz=1", ["config.zzz", "seed"]),
+        ("optim=1", ["config.optim", "group"]),
+        ("steps", ["--config.steps", "VALUE"]),
+        ("steps=many", ["config.steps=many", "whole number"]),
+        ("steps=1.5", ["config.steps=1.5", "whole number"]),
+        ("steps=nan", ["config.steps=nan", "whole number"]),
+        ("optim.peak_rate=fast", ["config.optim.peak_rate=fast", "number"]),
+        ("model.scan=yes", ["config.model.scan=yes", "true or false"]),
+        ("data.source=(1", ["config.data.source=(1", "list"]),
+        ("data.source=(1,)", ["config.data.source[0]=1", "str"]),
+        ("phases[2].length=8", ["config.phases[2]", "0 to 1"]),
+        ("phases.length=8", ["config.phases[length]", "0 to 1"]),
+    ],
+)
+def test_a_bad_override_names_the_field_and_the_remedy(text: str, words: list) -> None:
+    with pytest.raises(UserError) as caught:
+        config.load(TINY, [text])
+    assert all(word in str(caught.value) for word in words), caught.value
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "steps=0",
+        "optim.peak_rate=nan",
+        "optim.peak_rate=inf",
+        "optim.name=sgd",
+        "model.heads=3",
+        "model.segments=1",
+        "model.positions=256",
+        "objective.mask_rate=-0.1",
+        "objective.random_token_share=0.3",
+        "objective.cross_documents=true",
+        "phases[0].share=0.5",
+        "phases[0].batch=255",
+        "mesh.fsdp=0",
+        "mesh.fsdp=-1",
+        "data.source=",
+        "keep_best=-1",
+    ],
+)
+def test_every_rule_names_its_field(text: str) -> None:
+    with pytest.raises(UserError, match=r"config\.\w+") as caught:
+        config.load(TINY, ["phases[0].accumulate=2", text])
+    group = text.partition("=")[0].partition("[")[0].split(".")[0]
+    assert f"config.{group}" in str(caught.value)
+
+
+def test_all_faults_are_listed_together() -> None:
+    edits = ["steps=-1", "optim.name=sgd", "model.heads=7", "data.dtype=uint16"]
+    with pytest.raises(UserError) as caught:
+        config.load(TINY, [*edits, "model.vocab_size=70000"])
+    for field in ("steps", "optim.name", "model.heads", "data.dtype"):
+        assert f"config.{field}=" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        ("config.optim.peak_rat = 1.0", "peak_rat"),
+        ("config.steps = 'many'", "steps"),
+        ("config.phases[0].lenght = 64", "'length'"),
+        ("del config.phases[0].batch", "config.phases[0].batch: missing"),
+        ("config.phases = 3", "phases"),
+        ("config = 3", "must return a ConfigDict"),
+        ("raise RuntimeError('boom')", "mine.py:4: RuntimeError: boom"),
+    ],
+)
+def test_a_bad_config_file_is_a_user_error(
+    tmp_path: Path, body: str, word: str
+) -> None:
+    with pytest.raises(UserError) as caught:
+        config.load(write(tmp_path, body))
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.py", "x = 1"), ("a.py", "def"), ("a.json", "{"), ("a.json", "{}")]
+    + [("a.json", '{"phases": [], "zzz": 1}'), ("a.yaml", "x: 1")],
+)
+def test_a_file_that_is_no_config_is_named(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=name):
+        config.load(str(tmp_path / name))
+
+
+def test_missing_file_and_unknown_variant() -> None:
+    with pytest.raises(UserError, match=r"no file 'gone.py'"):
+        config.load("gone.py:smoke")
+    with pytest.raises(UserError, match="use paper, smoke"):
+        config.load(f"{TINY}:fast")
+
+
+def test_saved_config_takes_overrides(tmp_path: Path) -> None:
+    saved = tmp_path / "config.json"
+    saved.write_text(config.to_json(config.load(TINY)))
+    assert config.load(str(saved), ["seed=7"]).seed == 7
+
+
+def test_paper_and_smoke_combine() -> None:
+    both = config.load(f"{TINY}:paper,smoke")
+    assert both.steps == 8
+    assert not both.optim.bias_correction
+    assert {phase.max_packed for phase in both.phases} == {1}
+
+
+def test_replace_reaches_into_groups() -> None:
+    edited = presets.replace(config.Config(), optim={"name": "lamb"}, seed=3)
+    assert (edited.optim.name, edited.seed) == ("lamb", 3)
+    assert edited.optim.peak_rate == config.Config().optim.peak_rate
+
+
+@given(
+    steps=st.integers(1, 10**7),
+    cuts=st.lists(st.integers(1, 100), min_size=1).map(list),
+)
+def test_phases_cover_the_run_in_order(steps: int, cuts: list[int]) -> None:
+    phases = tuple(config.Phase(share=cut / sum(cuts)) for cut in cuts)
+    starts = config.Config(steps=steps, phases=phases).phase_starts()
+    assert starts[0] == 0
+    assert starts[-1] == steps
+    assert list(starts) == sorted(starts)
+    for i, phase in enumerate(phases):
+        assert math.isclose(starts[i + 1] - starts[i], phase.share * steps, abs_tol=1)
+
+
+@given(st.floats(allow_nan=False, allow_infinity=False))
+def test_a_float_survives_its_text(value: float) -> None:
+    edited = config.to_config_dict(config.Config())
+    override(edited, f"optim.end_rate={value!r}")
+    assert edited.optim.end_rate == value

@@ -1,0 +1,49 @@
+"""Eight fake devices, strict JAX, and type checks of every bert_jax signature."""
+
+import os
+from pathlib import Path
+
+# Before anything imports JAX. Subprocesses of a test inherit these.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import hypothesis
+import jaxtyping
+import pytest
+
+# Held for the whole session: shapes and types of every call are checked.
+_hook = jaxtyping.install_import_hook("bert_jax", "beartype.beartype")
+
+IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+hypothesis.settings.register_profile(
+    "bert_jax",
+    deadline=None,
+    derandomize=IN_CI,
+    database=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("bert_jax")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("shared") and not SHARED.is_dir():
+        if IN_CI:
+            pytest.fail("../shared/data is missing, and CI may not skip", pytrace=False)
+        pytest.skip("needs the real data in ../shared/data")
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of real data; only for tests marked `shared`."""
+    return SHARED
+
+
+@pytest.fixture(scope="session", autouse=True)
+def devices() -> None:
+    import jax
+
+    assert jax.device_count() == 8, "the fake devices were asked for too late"

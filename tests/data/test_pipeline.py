@@ -1,0 +1,281 @@
+"""Batches: consistent with their source, and functions of (seed, step) alone."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_jax.config import Config, Data, Objective, Phase
+from bert_jax.data import pipeline
+from bert_jax.data.masking import max_masked
+from bert_jax.data.pipeline import Batches, iterate
+from bert_jax.data.plan import Plan
+from bert_jax.errors import UserError
+from tests.data.synthetic import SPECIALS, random_store, store
+
+DOCUMENTS = st.lists(
+    st.lists(st.integers(1, 70), min_size=1, max_size=12), min_size=1, max_size=12
+)
+OBJECTIVES = st.builds(
+    Objective,
+    pair=st.sampled_from(["nsp", "none"]),
+    short_seq_prob=st.sampled_from([0.0, 0.1, 0.5]),
+    whole_word=st.booleans(),
+    mask_count=st.sampled_from(["unbiased", "nearest"]),
+)
+
+
+def _config(objective=None, seed=3, **phase) -> Config:
+    phase = Phase(**{"length": 48, "batch": 6, "max_packed": 5} | phase)
+    return Config(
+        seed=seed,
+        data=Data(eval_share=0.0),
+        objective=objective or Objective(),
+        phases=(phase,),
+    )
+
+
+def _unmask(batch):
+    token = batch["token"].copy()
+    rows, slots = np.nonzero(batch["mlm_weight"])
+    token[rows, batch["mlm_position"][rows, slots]] = batch["mlm_label"][rows, slots]
+    return token
+
+
+def _document(source, offset):
+    sentence = np.searchsorted(source.sentences, offset, "right") - 1
+    return int(np.searchsorted(source.documents, sentence, "right") - 1)
+
+
+def _check_span(source, ids):
+    """Consecutive tokens of one document."""
+    offsets = ids - SPECIALS
+    assert (np.diff(offsets) == 1).all()
+    assert _document(source, offsets[0]) == _document(source, offsets[-1])
+
+
+def _check_example(source, batch, row, where, objective, label):
+    vocabulary = source.vocabulary
+    token = _unmask(batch)[row, where]
+    assert (np.diff(where) == 1).all()
+    assert batch["position"][row, where].tolist() == list(range(len(where)))
+    assert token[0] == vocabulary.cls and token[-1] == vocabulary.sep
+    ends = np.flatnonzero(token == vocabulary.sep)
+    segment = batch["segment"][row, where]
+    assert (segment[: ends[0] + 1] == 0).all()
+    _check_span(source, token[1 : ends[0]])
+    if objective.pair == "none":
+        assert len(ends) == 1
+        return
+    assert len(ends) == 2 and (segment[ends[0] + 1 :] == 1).all()
+    first, second = token[1 : ends[0]], token[ends[0] + 1 : ends[1]]
+    _check_span(source, second)
+    here, there = (_document(source, ids[0] - SPECIALS) for ids in (first, second))
+    if label == 0:
+        assert here == there and second[0] > first[-1]
+    elif len(source.documents) > 2:
+        assert here != there
+
+
+@settings(max_examples=60)
+@given(DOCUMENTS, OBJECTIVES, st.integers(0, 50), st.integers(1, 5))
+def test_batches_are_consistent_with_the_source(documents, objective, number, packed):
+    source = store(documents)
+    config = _config(objective, max_packed=packed)
+    batch = Batches(source, config, 0).batch(number)
+    length = config.phases[0].length
+    for row in range(config.phases[0].batch):
+        example = batch["example"][row]
+        padding = example == 0
+        assert (batch["token"][row, padding] == source.vocabulary.pad).all()
+        assert example.max() >= 1
+        for number in range(1, example.max() + 1):
+            where = np.flatnonzero(example == number)
+            label = None
+            if objective.pair == "nsp":
+                assert batch["nsp_position"][row, number - 1] == where[0]
+                assert batch["nsp_weight"][row, number - 1] == 1
+                label = batch["nsp_label"][row, number - 1]
+            _check_example(source, batch, row, where, objective, label)
+    used = batch["mlm_weight"] > 0
+    assert used.shape[1] == max_masked(objective, length)
+    assert (batch["mlm_label"][used] >= SPECIALS).all()
+    rows = np.nonzero(used)[0]
+    places = list(zip(rows.tolist(), batch["mlm_position"][used].tolist(), strict=True))
+    assert len(set(places)) == len(places)
+
+
+@settings(max_examples=30)
+@given(DOCUMENTS)
+def test_unpacked_rows_cover_every_sentence_in_an_epoch(documents):
+    source = store(documents)
+    objective = Objective(pair="none", short_seq_prob=0.0)
+    config = _config(objective, length=128, max_packed=4)
+    plan = Batches(source, config, 0).plan
+    spans = plan.take(np.arange(plan.epoch_rows))
+    seen = np.zeros(len(source.tokens), int)
+    for first, size in zip(spans.first.ravel(), spans.first_length.ravel(), strict=True):
+        seen[first : first + size] += 1
+    assert (seen == 1).all()
+
+
+def test_hosts_read_the_same_global_batch():
+    batches = Batches(random_store(20_000), _config(batch=8), 0)
+    whole = batches.batch(7)
+    for hosts in (1, 2, 4, 8):
+        share = 8 // hosts
+        parts = [batches.batch(7, slice(i * share, (i + 1) * share)) for i in range(hosts)]
+        for name, array in whole.items():
+            np.testing.assert_array_equal(array, np.concatenate([p[name] for p in parts]))
+
+
+def test_any_step_is_read_without_the_steps_before():
+    source, config = random_store(20_000), _config()
+    one = Batches(source, config, 0)
+    for number in range(40):
+        one.batch(number)
+    for number in (0, 39, 1_000_000):
+        for name, array in Batches(source, config, 0).batch(number).items():
+            np.testing.assert_array_equal(array, one.batch(number)[name])
+
+
+def test_masks_and_order_differ_between_epochs_and_seeds():
+    source = random_store(5_000)
+    batches = Batches(source, _config(batch=1), 0)
+    epoch = batches.plan.epoch_rows
+    first = [batches.batch(i)["token"].tolist() for i in range(epoch)]
+    again = [batches.batch(i + epoch)["token"].tolist() for i in range(epoch)]
+    other = Batches(source, _config(batch=1, seed=4), 0).batch(0)["token"].tolist()
+    assert first != again and other != first[0]
+
+
+def test_chapters_bound_the_plan_and_deal_every_document_once(monkeypatch):
+    monkeypatch.setattr("bert_jax.data.plan.CHAPTER_TOKENS", 4_000)
+    source = random_store(20_000)
+    objective = Objective(pair="none", short_seq_prob=0.0)
+    batches = Batches(source, _config(objective, length=64), 0)
+    plan = batches.plan
+    chapters = plan.epoch_rows // plan.rows_per_chapter
+    assert chapters > 3
+    dealt = [plan._deal(2, chapters, part) for part in range(chapters)]
+    assert sorted(np.concatenate(dealt).tolist()) == list(range(len(source.hashes)))
+    boundary = np.array([plan.rows_per_chapter - 1, plan.rows_per_chapter])
+    both, alone = plan.take(boundary), plan.take(boundary[1:])
+    np.testing.assert_array_equal(both.first[1], alone.first[0])
+
+
+def test_cross_documents_makes_a_row_one_example():
+    source = random_store(20_000)
+    objective = Objective(pair="none", cross_documents=True)
+    batch = Batches(source, _config(objective), 0).batch(0)
+    assert set(np.unique(batch["example"])) <= {0, 1}
+    ends = (_unmask(batch) == source.vocabulary.sep).sum(1)
+    assert ends.max() > 1
+    assert ((_unmask(batch) == source.vocabulary.cls).sum(1) == 1).all()
+
+
+@pytest.mark.parametrize("whole_word", [False, True])
+@pytest.mark.parametrize("length", [64, 256])
+def test_masking_statistics(length, whole_word):
+    source = random_store(300_000)
+    objective = Objective(whole_word=whole_word)
+    batches = Batches(source, _config(objective, length=length, batch=256), 0)
+    count = dict.fromkeys(["real", "masked", "mask", "same", "pairs", "random"], 0)
+    for number in range(12):
+        batch = batches.batch(number)
+        used = batch["mlm_weight"] > 0
+        shown = np.take_along_axis(batch["token"], batch["mlm_position"], 1)[used]
+        count["real"] += np.count_nonzero(batch["example"])
+        count["masked"] += np.count_nonzero(used)
+        count["mask"] += np.count_nonzero(shown == source.vocabulary.mask)
+        count["same"] += np.count_nonzero(shown == batch["mlm_label"][used])
+        count["pairs"] += batch["nsp_weight"].sum()
+        count["random"] += batch["nsp_label"].sum()
+    sigma = np.sqrt(count["masked"])
+    # Whole words that exceed what is left are skipped, so a few fewer are masked.
+    low = 0.145 if whole_word else 0.1495
+    assert low < count["masked"] / count["real"] < 0.1505
+    assert abs(count["mask"] - 0.8 * count["masked"]) < 4 * 0.4 * sigma
+    assert abs(count["same"] - 0.1 * count["masked"]) < 4 * 0.3 * sigma + 10
+    assert 0.47 < count["random"] / count["pairs"] < 0.62
+
+
+def test_whole_words_are_masked_whole():
+    source = random_store(50_000)
+    objective = Objective(whole_word=True)
+    batch = Batches(source, _config(objective, length=64, batch=64), 0).batch(0)
+    token = _unmask(batch)
+    chosen = np.zeros(token.shape, bool)
+    rows, slots = np.nonzero(batch["mlm_weight"])
+    chosen[rows, batch["mlm_position"][rows, slots]] = True
+    inside = source.vocabulary.continues[token[:, 1:]] & (token[:, :-1] >= SPECIALS)
+    assert inside.sum() > 100
+    assert (chosen[:, 1:] == chosen[:, :-1])[inside].all()
+
+
+def test_nearest_rounds_as_the_original():
+    source = store([[200] * 50, [200] * 50])
+    objective = Objective(pair="none", mask_count="nearest", short_seq_prob=0.0)
+    batch = Batches(source, _config(objective, length=128), 0).batch(0)
+    assert (batch["mlm_weight"].sum(1) == 19).all()  # round(0.15 * 128)
+
+
+def test_held_out_documents_are_disjoint_and_fixed():
+    source = random_store(50_000)
+    data = Data(eval_share=0.2, eval_rows=7)
+    config = dataclasses.replace(_config(batch=4), data=data)
+    phase = config.phases[0]
+    sides = [
+        Plan(source, data, config.objective, phase, 0, side)._documents
+        for side in (False, True)
+    ]
+    assert sorted(np.concatenate(sides).tolist()) == list(range(len(source.hashes)))
+    held_out = Batches(source, config, 0, held_out=True)
+    other_seed = dataclasses.replace(config, seed=99)
+    again = Batches(source, other_seed, 0, held_out=True)
+    assert len(held_out) == 2
+    for number in range(2):
+        for name, array in held_out.batch(number).items():
+            np.testing.assert_array_equal(array, again.batch(number)[name])
+    last = held_out.batch(1)
+    assert last["mlm_weight"][3].sum() == 0 and last["example"][3].max() == 0
+
+
+def test_an_empty_side_is_a_user_error():
+    with pytest.raises(UserError, match="eval_share"):
+        Batches(random_store(1_000), _config(), 0, held_out=True)
+
+
+@pytest.mark.parametrize("way", ["thread", "tf"])
+def test_iterators_yield_the_batches_in_order(way):
+    import tensorflow as tf
+
+    batches = Batches(random_store(5_000), _config(), 0)
+    if way == "tf":
+        stream = pipeline._iterate_tf(tf, batches.batch, 3, 9, 2)
+    else:
+        stream = pipeline._iterate_thread(batches.batch, 3, 9, 2)
+    count = 0
+    for number, batch in zip(range(3, 9), stream, strict=True):
+        for name, array in batches.batch(number).items():
+            assert batch[name].dtype == array.dtype
+            np.testing.assert_array_equal(batch[name], array)
+        count += 1
+    assert count == 6
+
+
+def test_an_error_while_reading_reaches_the_reader():
+    def read(number):
+        raise UserError("no such batch")
+
+    with pytest.raises(UserError, match="no such batch"):
+        next(pipeline._iterate_thread(read, 0, 3, 2))
+
+
+def test_an_iterator_can_be_left_early():
+    batches = Batches(random_store(5_000), _config(), 0)
+    stream = iterate(batches.batch, 0, 1_000)
+    next(stream)
+    stream.close()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,198 @@
+import lzma
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tokenizers
+from bert_jax import config
+from bert_jax.data.tokenizer import SPECIAL, load_tokenizer, train_tokenizer
+from bert_jax.errors import UserError
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+KINDS = ("wordpiece", "bpe", "byte_bpe", "unigram")
+SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
+TEXT = [
+    "The quick brown fox jumps over the lazy dog, doesn't it?",
+    "Pack my box with five dozen liquor jugs; the foxes jumped quickly.",
+    "Caf\u00e9 na\u00efve \u4e2d\u6587 \ud55c\uad6d\uc5b4 words, unbelievable wording (again)!",
+    "1234 numbers 5678 and symbols $ + = ~ are here as well.",
+] * 9
+VOCABULARY = [*SPECIAL, "the", "cat", "##s", "sat", "on", "mat", ".", "un", "##know", "[", "]"]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def trained(kind):
+    return train_tokenizer(config.Tokenizer(kind=kind), 411, TEXT)
+
+
+def reference(tokenizer, texts):
+    """Whole sentences through the `tokenizers` library, without our cache."""
+    inner = tokenizer._backend._tokenizer
+    plain = [" ".join(text.split()) for text in texts]
+    return [e.ids for e in inner.encode_batch_fast(plain, add_special_tokens=False)]
+
+
+def rows(encoded):
+    ids, offsets = encoded
+    assert ids.dtype == np.int32
+    return [part.tolist() for part in np.split(ids, offsets[1:-1])]
+
+
+ANY_TEXT = st.lists(
+    st.text() | st.text(st.sampled_from("ab '\u2581[MASK].\u0301\u4e2d\u00c5\u0130\u200b\n\x1c"))
+)
+
+
+@settings(deadline=None, max_examples=150)
+@given(texts=ANY_TEXT)
+@pytest.mark.parametrize("family", ["wordpiece", "bpe", "byte_bpe"])
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_the_word_cache_changes_nothing(family, lowercase, texts):
+    tokenizer = cached(family, lowercase)
+    assert rows(tokenizer.encode_batch([*texts, "end"]))[:-1] == reference(
+        tokenizer, texts
+    )
+
+
+_made = {}
+
+
+def cached(family, lowercase):
+    if (family, lowercase) not in _made:
+        wanted = config.Tokenizer(kind=family, lowercase=lowercase)
+        _made[family, lowercase] = train_tokenizer(wanted, 411, TEXT)
+        assert _made[family, lowercase]._backend._cache is not None
+    return _made[family, lowercase]
+
+
+@pytest.mark.shared
+@pytest.mark.parametrize("family", ["wordpiece", "bpe", "byte_bpe"])
+@pytest.mark.parametrize(
+    "name", ["text_en/nltk_us_speeches.txt.xz", "text_ko/python_docs_ko.txt.xz"]
+)
+def test_the_word_cache_changes_nothing_on_real_text(family, name):
+    if not SHARED.exists():
+        pytest.skip("needs ../shared/data")
+    with lzma.open(SHARED / name, "rt", encoding="utf-8") as file:
+        texts = file.read(600_000).split("\n")
+    tokenizer = train_tokenizer(config.Tokenizer(kind=family), 3001, texts[:1500])
+    for part in (texts[:700], texts):  # words of the first call are known later
+        assert rows(tokenizer.encode_batch(part)) == reference(tokenizer, part)
+
+
+def test_a_byte_level_tokenizer_without_prefix_keeps_first_words_apart(tmp_path):
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=351, special_tokens=list(SPECIAL), show_progress=False
+    )
+    inner.train_from_iterator(TEXT, trainer)
+    inner.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path, config.Tokenizer(kind="byte_bpe"))
+    texts = ["the the", "quick", "the quick the"]
+    assert rows(tokenizer.encode_batch(texts)) == reference(tokenizer, texts)
+    assert tokenizer.encode("the the")[0] != tokenizer.encode("the the")[-1]
+
+
+def test_a_trained_tokenizer_has_the_special_tokens_first(trained):
+    vocabulary = trained.vocabulary()
+    assert vocabulary[1:6] == (0, 1, 2, 3, 4)
+    assert [trained.token(index) for index in range(5)] == list(SPECIAL)
+    assert vocabulary.size <= 411
+    assert vocabulary.continues.shape == (vocabulary.size,)
+    assert not vocabulary.continues[:5].any()
+
+
+def test_no_text_becomes_a_special_token_unless_asked(trained):
+    text = "the [MASK] fox [SEP] [CLS][PAD]"
+    assert not {0, 2, 3, 4} & set(trained.encode(text))
+    special = trained.encode(text, special=True)
+    assert [token for token in special if token in (0, 2, 3, 4)] == [4, 3, 2, 0]
+
+
+def test_continues_marks_the_later_pieces_of_words(trained):
+    continues = trained.vocabulary().continues
+    ids = trained.encode("jumping liquorwords, foxes unbelievably")
+    words = np.split(np.array(ids), np.flatnonzero(~continues[ids])[1:])
+    found = [trained.decode(word) for word in words]
+    assert found == ["jumping", "liquorwords", ",", "foxes", "unbelievably"]
+
+
+def test_decode_gives_the_text_back(trained):
+    assert trained.decode([2, *trained.encode("The  quick fox"), 3]) == "the quick fox"
+
+
+def test_saved_and_loaded_is_the_same(trained, kind, tmp_path):
+    trained.save(tmp_path)
+    loaded = load_tokenizer(tmp_path, config.Tokenizer(kind=kind))
+    assert loaded.vocabulary().hash == trained.vocabulary().hash
+    for ours, theirs in zip(trained.encode_batch(TEXT), loaded.encode_batch(TEXT), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    text = " ".join(TEXT[2].split())
+    assert other.encode(text, add_special_tokens=False).ids == trained.encode(text)
+    assert (tmp_path / "vocab.txt").exists() == (kind == "wordpiece")
+
+
+def test_training_gives_the_same_tokenizer_in_another_process(trained, kind):
+    script = (
+        "import json, sys; from bert_jax import config;"
+        "from bert_jax.data.tokenizer import train_tokenizer as train;"
+        "made = train(config.Tokenizer(kind=sys.argv[1]), 411, json.load(sys.stdin));"
+        "print(made.vocabulary().hash)"
+    )
+    import json
+
+    done = subprocess.run(
+        [sys.executable, "-c", script, kind],
+        input=json.dumps(TEXT),
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
+    assert done.stdout.strip() == trained.vocabulary().hash
+
+
+def test_a_vocab_txt_keeps_its_ids(tmp_path):
+    file = tmp_path / "vocab.txt"
+    moved = ["[PAD]", "[unused0]", *VOCABULARY[1:]]
+    file.write_text("".join(word + "\n" for word in moved))
+    tokenizer = load_tokenizer(file, config.Tokenizer())
+    vocabulary = tokenizer.vocabulary()
+    assert vocabulary[:6] == (len(moved), 0, 2, 3, 4, 5)
+    found = [tokenizer.token(index) for index in tokenizer.encode("The c\u00e1ts sat.")]
+    assert found == ["the", "cat", "##s", "sat", "."]
+    cased = load_tokenizer(file, config.Tokenizer(lowercase=False))
+    assert cased.token(cased.encode("The")[0]) == "[UNK]"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "wanted", "message"),
+    [
+        ("vocab.txt", "[PAD]\n[UNK]\n[CLS]\nthe\n", "wordpiece", r"\[SEP\] \[MASK\]"),
+        ("vocab.txt", "[PAD]\n", "unigram", "config.tokenizer.kind=unigram"),
+        ("tokenizer.json", "{", "bpe", "tokenizer.json"),
+        ("tokenizer.model", "junk", "unigram", "tokenizer.model"),
+        ("vocab.txt", "\udcff", "wordpiece", "vocab.txt"),
+    ],
+)
+def test_an_unfit_file_is_named(tmp_path, name, content, wanted, message):
+    (tmp_path / name).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path / name, config.Tokenizer(kind=wanted))
+    with pytest.raises(UserError, match=r"config.tokenizer.path=.*no none"):
+        load_tokenizer(tmp_path / "none", config.Tokenizer(kind=wanted))
+
+
+def test_a_vocabulary_smaller_than_the_alphabet_is_refused():
+    with pytest.raises(UserError, match="config.model.vocab_size=200.*261"):
+        train_tokenizer(config.Tokenizer(kind="byte_bpe"), 200, TEXT)

@@ -1,0 +1,166 @@
+import functools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from bert_jax import config, optim, sharding, step, tree
+from bert_jax.checkpoint import Checkpoints
+from bert_jax.errors import UserError
+from tests import linear_task
+
+SETTINGS = config.Optim(peak_rate=1e-2, warmup_share=0.0)
+OPTIMIZER = optim.optimizer(SETTINGS, 10)
+TASK = linear_task.TASK
+
+
+@functools.cache
+def mesh_of(data, fsdp, model):
+    devices = jax.devices()[: data * fsdp * model]
+    assert len(devices) == data * fsdp * model, "tests need 8 (fake) devices"
+    return sharding.make_mesh(config.Mesh(data, fsdp, model), devices)
+
+
+@functools.cache
+def train_step():
+    schedule = optim.learning_rate(SETTINGS, 10)
+    return step.make_train_step(TASK, OPTIMIZER, schedule, mesh_of(2, 2, 2), 3)
+
+
+@functools.cache
+def initial():
+    return step.init_state(TASK, OPTIMIZER, mesh_of(2, 2, 2), 7)
+
+
+def fresh():
+    """A copy, since the step consumes what it is given."""
+    return jax.tree.map(lambda leaf: leaf.copy(), initial())
+
+
+def abstract(*shape, task=TASK, optimizer=OPTIMIZER):
+    return step.abstract_state(task, optimizer, mesh_of(*shape))
+
+
+def tiny(value):
+    """A state of three arrays, for tests of what is kept."""
+    full = np.full(3, value, np.float32)
+    return step.TrainState(np.int32(value), {"a": full}, {"mu": {"a": full}})
+
+
+def small_abstract(**shapes):
+    def struct(shape, dtype=np.float32):
+        place = sharding.replicated(mesh_of(1, 1, 1))
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+    params = {name: struct(shape) for name, shape in shapes.items()}
+    return step.TrainState(struct((), np.int32), params, {"mu": params})
+
+
+def test_restored_on_any_mesh_bit_for_bit(tmp_path):
+    state, _ = train_step()(fresh(), linear_task.batch())
+    expected = tree.params_digest(state)
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        checkpoints.save(1, state)
+        # The next step takes over the memory that is being saved.
+        train_step()(state, linear_task.batch(1))
+    for shape in [(1, 1, 1), (2, 2, 2), (1, 4, 2), (1, 1, 8)]:
+        wanted = abstract(*shape)
+        with Checkpoints(tmp_path, 2, 0) as checkpoints:
+            restored = checkpoints.restore(wanted)
+        assert isinstance(restored, step.TrainState)
+        assert jax.tree.structure(restored) == jax.tree.structure(state)
+        assert tree.params_digest(restored) == expected
+        for leaf, place in zip(
+            jax.tree.leaves(restored), jax.tree.leaves(wanted), strict=True
+        ):
+            assert leaf.sharding == place.sharding
+
+
+def test_resumed_equals_unbroken(tmp_path):
+    def advance(state, steps):
+        for i in steps:
+            state, _ = train_step()(state, linear_task.batch(i))
+        return state
+
+    unbroken = tree.params_digest(advance(fresh(), range(4)))
+    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+        checkpoints.save(2, advance(fresh(), range(2)))
+    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+        restored = checkpoints.restore(abstract(2, 2, 2))
+    assert tree.params_digest(advance(restored, range(2, 4))) == unbroken
+
+
+def test_params_are_restored_alone_and_in_any_order(tmp_path):
+    state = fresh()
+    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+        checkpoints.save(5, state)
+        wanted = abstract(1, 2, 1)
+        for _ in range(2):
+            params = checkpoints.restore_params(wanted.params)
+            assert tree.params_digest(params) == tree.params_digest(state.params)
+            assert int(checkpoints.restore(wanted).step) == 0
+
+
+def test_newest_and_best_are_kept(tmp_path):
+    losses = {1: 3.0, 2: 1.0, 3: math.nan, 4: None, 5: 2.0, 6: 2.5, 7: 4.0}
+    with Checkpoints(tmp_path, keep_last=2, keep_best=2) as checkpoints:
+        for number, loss in losses.items():
+            metrics = None if loss is None else {"eval_mlm_loss": np.float32(loss)}
+            checkpoints.save(number, tiny(number), metrics)
+    # A new process knows the losses from the disk.
+    with Checkpoints(tmp_path, keep_last=2, keep_best=2) as checkpoints:
+        assert checkpoints.steps() == [2, 5, 6, 7]
+        assert (checkpoints.best_step(), checkpoints.latest_step()) == (2, 7)
+        checkpoints.save(8, tiny(8), {"eval_mlm_loss": 0.5})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 7, 8]
+        assert checkpoints.best_step() == 8
+        best = checkpoints.restore(small_abstract(a=(3,)), step=2)
+    np.testing.assert_array_equal(best.params["a"], 2)
+
+
+def test_saving_a_step_twice_keeps_the_first(tmp_path):
+    with Checkpoints(tmp_path, 2, 1) as checkpoints:
+        checkpoints.save(3, tiny(3))
+        checkpoints.save(3, tiny(4))
+        restored = checkpoints.restore(small_abstract(a=(3,)))
+    assert int(restored.step) == 3
+
+
+def test_unfinished_checkpoint_is_not_the_latest(tmp_path):
+    with Checkpoints(tmp_path, 3, 0) as checkpoints:
+        checkpoints.save(4, tiny(4))
+    left_over = tmp_path / "9.orbax-checkpoint-tmp-1"
+    (left_over / "params").mkdir(parents=True)
+    with Checkpoints(tmp_path, 3, 0) as checkpoints:
+        assert checkpoints.latest_step() == 4
+        assert int(checkpoints.restore(small_abstract(a=(3,))).step) == 4
+
+
+def test_missing_checkpoint_is_a_user_error(tmp_path):
+    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+        assert checkpoints.latest_step() is None
+        assert checkpoints.best_step() is None
+        with pytest.raises(UserError, match="complete ones: none"):
+            checkpoints.restore(small_abstract(a=(3,)))
+        checkpoints.save(4, tiny(4))
+        with pytest.raises(UserError, match="of step 6; complete ones: 4"):
+            checkpoints.restore(small_abstract(a=(3,)), step=6)
+
+
+def test_other_model_is_a_user_error_that_lists_names(tmp_path):
+    with Checkpoints(tmp_path, 1, 0) as checkpoints:
+        checkpoints.save(4, tiny(4))
+        with pytest.raises(UserError) as caught:
+            checkpoints.restore_params(small_abstract(a=(5,), b=(2,)).params)
+    text = str(caught.value)
+    assert "a: float32[3] in the checkpoint, float32[5] in this run" in text
+    assert "b: absent in the checkpoint, float32[2] in this run" in text
+    assert "config.model" in text
+
+
+def test_unwritable_directory_names_workdir(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--workdir"):
+        Checkpoints(tmp_path / "file" / "checkpoints", 1, 0)

@@ -1,0 +1,43 @@
+"""FLOPs by the published figures, and device peaks."""
+
+import pytest
+
+from bert_jax.config.presets import model
+from bert_jax.metrics import device_peak, train_flops
+
+
+@pytest.mark.parametrize(
+    ("size", "length", "masked", "expected"),
+    [
+        ("large", 128, 20, 1.880e9),
+        ("large", 512, 76, 1.993e9),
+        ("base", 128, 19, 0.545e9),
+    ],
+)
+def test_flops_a_token(size, length, masked, expected):
+    flops = train_flops(model(size), length, masked)
+    assert flops / length == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA H100 80GB HBM3", 989e12),
+        ("NVIDIA H200", 989e12),
+        ("Tesla V100-SXM2-16GB", 125e12),
+        ("TPU v3", 123e12),
+        ("TPU v4", 275e12),
+        ("TPU v5 lite", 197e12),
+        ("TPU v5e", 197e12),
+        ("TPU v5p", 459e12),
+        ("TPU v5", 459e12),
+        ("TPU v6 lite", 918e12),
+        ("TPU v6e", 918e12),
+        ("cpu", None),
+        ("NVIDIA RTX A1000", None),
+        ("TPU v4 lite", None),
+    ],
+)
+def test_device_peak(kind, peak):
+    assert device_peak(kind) == peak
