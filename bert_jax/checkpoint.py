@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import absl.logging
 import jax
@@ -112,11 +112,11 @@ class Checkpoints:
             )
 
     def latest_step(self) -> int | None:
-        """The newest complete checkpoint, or None. [updates]"""
+        """The step [updates] of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
     def best_step(self) -> int | None:
-        """The checkpoint of lowest metric, or None if none has it. [updates]"""
+        """The step [updates] of the checkpoint of lowest metric, or None."""
         self.wait()
         scored = {step: self._manager.metrics(step) for step in self.steps()}
         ranked = {
@@ -127,7 +127,7 @@ class Checkpoints:
         return min(ranked, key=ranked.__getitem__, default=None)
 
     def steps(self) -> list[int]:
-        """All complete checkpoints, oldest first. [updates]"""
+        """The steps [updates] of all complete checkpoints, oldest first."""
         return sorted(self._manager.all_steps())
 
     def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
@@ -182,7 +182,7 @@ class Checkpoints:
         self.wait()
         self._manager.close()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Checkpoints":
         return self
 
     def __exit__(

@@ -177,7 +177,7 @@ def _truncate(path: Path, step: int) -> None:
         _replace(path, "".join(kept))
 
 
-def _step_of(line: str) -> float:
+def _step_of(line: str) -> int | float:
     try:
         return json.loads(line)["step"] if line.endswith("\n") else math.inf
     except (ValueError, KeyError, TypeError):

@@ -104,7 +104,9 @@ def claim(config: Config, workdir: str) -> None:
             "another directory or mend its permissions"
         ) from error
     except ValueError as error:
-        raise UserError(f"{path} is damaged ({error}); use another --workdir") from error
+        raise UserError(
+            f"{path} is damaged ({error}); use another --workdir"
+        ) from error
     faults = _differences(old, new, "config")
     if faults:
         raise UserError(
@@ -116,7 +118,9 @@ def claim(config: Config, workdir: str) -> None:
 
 def _differences(old: object, new: object, path: str) -> list[str]:
     if isinstance(old, dict) and isinstance(new, dict):
-        names = [name for name in {**old, **new} if path != "config" or name not in _FREE]
+        names = [
+            name for name in {**old, **new} if path != "config" or name not in _FREE
+        ]
         pairs = [(old.get(n), new.get(n), f"{path}.{n}") for n in names]
     elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
         pairs = [(*p, f"{path}[{i}]") for i, p in enumerate(zip(old, new, strict=True))]

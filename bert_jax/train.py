@@ -42,7 +42,9 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
         return done
     run = assemble(config, workdir, _say)
     config = run.config
-    load_tokenizer(run.store.path, config.tokenizer).save(str(Path(workdir, "tokenizer")))
+    load_tokenizer(run.store.path, config.tokenizer).save(
+        str(Path(workdir, "tokenizer"))
+    )
 
     # --- State: fresh, or the newest checkpoint. ---
     directory = Path(workdir) / "checkpoints"
@@ -116,7 +118,12 @@ class _Loop:
         phase = config.phases[index]
         batches = Batches(run.store, config, index)
         train_step = step.make_train_step(
-            run.task, run.optimizer, run.schedule, run.mesh, config.seed, phase.accumulate
+            run.task,
+            run.optimizer,
+            run.schedule,
+            run.mesh,
+            config.seed,
+            phase.accumulate,
         )
         rows = device.host_rows(phase.batch)
         read = iterate(lambda n: batches.batch(n, rows), self.step - begin, end - begin)

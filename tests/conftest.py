@@ -1,7 +1,10 @@
 """Eight fake devices, strict JAX, and type checks of every bert_jax signature."""
 
 import os
+import sys
+import types
 from pathlib import Path
+from typing import Any
 
 # Before anything imports JAX. Subprocesses of a test inherit these.
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -9,12 +12,17 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import beartype
 import hypothesis
 import jaxtyping
 import pytest
 
-# Held for the whole session: shapes and types of every call are checked.
-_hook = jaxtyping.install_import_hook("bert_jax", "beartype.beartype")
+# Shapes and types of every call are checked, an int being a float as for pyright.
+# The hook takes the checker by an importable name, so it gets a module to live in.
+_checker: Any = types.ModuleType("bert_jax_checker")
+_checker.check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+sys.modules[_checker.__name__] = _checker
+jaxtyping.install_import_hook("bert_jax", "bert_jax_checker.check")
 
 IN_CI = os.environ.get("CI", "").lower() in ("1", "true")
 SHARED = Path(__file__).parents[2] / "shared" / "data"

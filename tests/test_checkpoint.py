@@ -49,7 +49,7 @@ def tiny(value):
 
 
 def small_abstract(**shapes):
-    def struct(shape, dtype=np.float32):
+    def struct(shape, dtype: type = np.float32):
         place = sharding.replicated(mesh_of(1, 1, 1))
         return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
 
@@ -106,7 +106,7 @@ def test_newest_and_best_are_kept(tmp_path):
     losses = {1: 3.0, 2: 1.0, 3: math.nan, 4: None, 5: 2.0, 6: 2.5, 7: 4.0}
     with Checkpoints(tmp_path, keep_last=2, keep_best=2) as checkpoints:
         for number, loss in losses.items():
-            metrics = None if loss is None else {"eval_mlm_loss": np.float32(loss)}
+            metrics = None if loss is None else {"eval_mlm_loss": loss}
             checkpoints.save(number, tiny(number), metrics)
     # A new process knows the losses from the disk.
     with Checkpoints(tmp_path, keep_last=2, keep_best=2) as checkpoints:

@@ -19,6 +19,7 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "tasks interop",
     "step",
     "checkpoint evaluate",
+    "run",
     "train extract",
     "cli __main__",
 )

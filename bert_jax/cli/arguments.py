@@ -99,8 +99,9 @@ def _reject(word: str, parser: ArgumentParser) -> NoReturn:
     flags = [flag for flag in parser._option_string_actions if flag.startswith("--")]
     near = difflib.get_close_matches(name, flags, 1, 0.5)
     hint = f"did you mean {near[0]!r}?" if near else f"see `{parser.prog} --help`"
-    if not near and hasattr(config.Config, name.removeprefix("--").split(".")[0]):
-        hint = f"did you mean '--config.{name.removeprefix('--')}'?"
+    field = name.removeprefix("--")
+    if field.split(".")[0] in config.Config.__dataclass_fields__:
+        hint = f"did you mean '--config.{field}'?"
     kind = "flag" if word.startswith("-") else "argument"
     raise UserError(f"unknown {kind} {name!r}; {hint}")
 

@@ -25,27 +25,37 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Measures one part and prints a table, or JSON."""
-    args = parse(argv, "Measure the input pipeline or the training step.", EXAMPLE, _options)
+    args = parse(
+        argv, "Measure the input pipeline or the training step.", EXAMPLE, _options
+    )
     if not 0 <= args.phase < len(args.config.phases):
-        raise UserError(f"--phase={args.phase}: the config has {len(args.config.phases)}")
+        raise UserError(
+            f"--phase={args.phase}: the config has {len(args.config.phases)}"
+        )
     measure = {"data": _data, "step": _step}[args.what]
     result = measure(args.config, args.workdir, args.phase, args.seconds)
     if args.json:
         print(json.dumps(result))
     else:
         for name, value in result.items():
-            print(f"{name:28} {value:,.4g}" if value is not None else f"{name:28} unknown")
+            print(
+                f"{name:28} {value:,.4g}" if value is not None else f"{name:28} unknown"
+            )
     return 0
 
 
-def _data(config: Config, workdir: str | None, phase: int, seconds: float) -> dict[str, Any]:
+def _data(
+    config: Config, workdir: str | None, phase: int, seconds: float
+) -> dict[str, Any]:
     """Batches through the iterator that training uses, no device involved."""
     from bert_jax.data.pipeline import Batches, iterate
     from bert_jax.data.store import open_store
 
     directory = config.data.store or (str(Path(workdir) / "store") if workdir else "")
     if not directory:
-        raise UserError("bench data needs a token store: --workdir=DIR or config.data.store")
+        raise UserError(
+            "bench data needs a token store: --workdir=DIR or config.data.store"
+        )
     began = time.perf_counter()
     batches = Batches(open_store(directory), config, phase)
     batches.batch(0)
@@ -67,7 +77,9 @@ def _data(config: Config, workdir: str | None, phase: int, seconds: float) -> di
     }
 
 
-def _step(config: Config, workdir: str | None, phase: int, seconds: float) -> dict[str, Any]:
+def _step(
+    config: Config, workdir: str | None, phase: int, seconds: float
+) -> dict[str, Any]:
     """The compiled training step on one batch that stays on the devices."""
     import jax
 
@@ -108,7 +120,8 @@ def _step(config: Config, workdir: str | None, phase: int, seconds: float) -> di
         "useful_tokens_per_second": useful / median,
         "padded_tokens_per_second": shape.batch * shape.length / median,
         "model_flops_per_second": flops,
-        "matmul_flops_per_second": _matmul_flops(config.model.dtype) * jax.device_count(),
+        "matmul_flops_per_second": _matmul_flops(config.model.dtype)
+        * jax.device_count(),
         "mfu": flops / (peak * jax.device_count()) if peak else None,
         "peak_memory_bytes": _peak_memory(memory),
         "compile_seconds": compile_seconds,
@@ -125,7 +138,10 @@ def _batch(config: Config, workdir: str | None, phase: int) -> dict[str, np.ndar
     if directory and Path(directory).is_dir():
         return Batches(open_store(directory), config, phase).batch(0)
     shape, rng = config.phases[phase], np.random.default_rng(config.seed)
-    size, masked = (shape.batch, shape.length), max_masked(config.objective, shape.length)
+    size, masked = (
+        (shape.batch, shape.length),
+        max_masked(config.objective, shape.length),
+    )
     ones = np.ones(size, np.int32)
     place = np.argsort(rng.random(size), axis=1)[:, :masked].astype(np.int32)
     pairs = (shape.batch, shape.max_packed)

@@ -30,5 +30,9 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(result))
     else:
         for name, value in result.items():
-            print(f"{name:20} {value:.4f}" if type(value) is float else f"{name:20} {value}")
+            print(
+                f"{name:20} {value:.4f}"
+                if type(value) is float
+                else f"{name:20} {value}"
+            )
     return 0

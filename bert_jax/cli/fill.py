@@ -70,12 +70,16 @@ def _fill(
     ]
 
 
-def _batch(tokenizer: TextTokenizer, text: str, config: Config) -> dict[str, np.ndarray]:
+def _batch(
+    tokenizer: TextTokenizer, text: str, config: Config
+) -> dict[str, np.ndarray]:
     """One row for the text, in which every [MASK] is to be predicted."""
     vocabulary = tokenizer.vocabulary()
     parts = text.split("[MASK]")
     if len(parts) < 2:
-        raise UserError(f"there is no [MASK] in {text!r}; write one where a word is missing")
+        raise UserError(
+            f"there is no [MASK] in {text!r}; write one where a word is missing"
+        )
     token = [vocabulary.cls]
     for i, part in enumerate(parts):
         token += [vocabulary.mask] if i else []
@@ -83,7 +87,9 @@ def _batch(tokenizer: TextTokenizer, text: str, config: Config) -> dict[str, np.
     token.append(vocabulary.sep)
     if len(token) > config.model.positions:
         limit = config.model.positions
-        raise UserError(f"the text has {len(token)} tokens, the model takes {limit}; shorten it")
+        raise UserError(
+            f"the text has {len(token)} tokens, the model takes {limit}; shorten it"
+        )
     row = np.array([token], np.int32)
     place = np.flatnonzero(row[0] == vocabulary.mask).astype(np.int32)[None]
     zero = np.zeros((1, 1), np.int32)

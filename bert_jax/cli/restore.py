@@ -47,7 +47,9 @@ def parameters(
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     places = sharding.param_shardings(mesh, shapes)
     wanted = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place),
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
         shapes,
         places,
     )

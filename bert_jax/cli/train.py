@@ -23,7 +23,9 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(summary))
         return 0
     done = "was finished already" if before else "finished"
-    print(f"{args.workdir} {done}: {summary['steps']} steps, {summary['seconds']:.0f} s")
+    print(
+        f"{args.workdir} {done}: {summary['steps']} steps, {summary['seconds']:.0f} s"
+    )
     rows = [
         ("masked tokens", "eval_mlm_loss", "unigram_loss", "nats, by frequency alone"),
         ("", "eval_mlm_accuracy", None, "right"),

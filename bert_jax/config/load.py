@@ -22,7 +22,7 @@ from bert_jax.errors import UserError
 def to_config_dict(config: Config) -> ConfigDict:
     """A locked, editable copy: groups are ConfigDicts, phases a tuple of them."""
 
-    def convert(value):
+    def convert(value: typing.Any) -> typing.Any:
         if dataclasses.is_dataclass(value):
             names = [field.name for field in dataclasses.fields(value)]
             return ConfigDict({name: convert(getattr(value, name)) for name in names})
@@ -98,7 +98,7 @@ def _run_python(file: str, arg: str) -> ConfigDict:
     return config
 
 
-def _update(config: ConfigDict, values: dict) -> None:
+def _update(config: typing.Any, values: dict) -> None:
     for name, value in values.items():
         if isinstance(value, dict):
             _update(config[name], value)

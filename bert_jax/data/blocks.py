@@ -53,7 +53,7 @@ class Encoder:
         name = xxhash.xxh3_64_hexdigest(block, seed=self._seed)
         path = self._directory / f"part-{index:06d}-{name}.npz"
         try:
-            with np.load(path) as arrays:
+            with open(path, "rb") as file, np.load(file) as arrays:
                 return Part(str(path), *arrays["counts"].tolist())
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
             pass  # none yet

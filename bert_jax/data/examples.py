@@ -40,7 +40,7 @@ def build(
     """
     count = _piece_lengths(examples, objective, length)
     rows, slots = examples.first.shape
-    pieces = count.shape[1] // slots
+    pieces = (count.shape[1] - 1) // slots
     flat = count.ravel()
     begin = np.cumsum(flat) - flat
     source = np.zeros_like(count)
@@ -55,7 +55,11 @@ def build(
     grid = begin.reshape(count.shape)
     vocabulary = store.vocabulary
     fixed = np.zeros(rows * length, bool)
-    for piece, special in ((0, vocabulary.cls), (2, vocabulary.sep), (4, vocabulary.sep)):
+    for piece, special in (
+        (0, vocabulary.cls),
+        (2, vocabulary.sep),
+        (4, vocabulary.sep),
+    ):
         if piece < pieces:
             at, used = grid[:, piece:-1:pieces], count[:, piece:-1:pieces] > 0
             token[at[used]] = special

@@ -45,7 +45,7 @@ def uniform(bits: Bits) -> NDArray[np.float64]:
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def below(bits: Bits, limit: NDArray) -> NDArray[np.int64]:
+def below(bits: Bits, limit: NDArray | np.integer) -> NDArray[np.int64]:
     """Whole numbers in [0, limit) from random bits, for limits under 2**31."""
     high = (bits >> np.uint64(33)) * np.asarray(limit).astype(np.uint64)
     return (high >> np.uint64(31)).astype(np.int64)

@@ -69,10 +69,11 @@ def _quota(
     mean is the mask rate and a full row never exceeds P.
     """
     if objective.mask_count == "nearest":
-        return np.where(size > 0, np.maximum(np.rint(objective.mask_rate * size), 1), 0)
+        count = np.maximum(np.rint(objective.mask_rate * size).astype(np.int64), 1)
+        return np.where(size > 0, count, 0)
     shift = hashing.uniform(hashing.mix(key + np.uint64(_COUNT)))[:, None]
     total = np.floor(objective.mask_rate * np.cumsum(size, 1) + shift)
-    return np.diff(total, axis=1, prepend=0)
+    return np.diff(total.astype(np.int64), axis=1, prepend=0)
 
 
 def _choose_tokens(
@@ -144,9 +145,9 @@ def _choose_words(
         base = np.maximum.accumulate(np.where(opening, total - size[alive], 0))
         fits = total - base <= quota[owner[alive]]
         taken.append(alive[fits])
-        quota -= np.bincount(
-            owner[alive[fits]], size[alive[fits]], len(quota)
-        ).astype(np.int64)
+        quota -= np.bincount(owner[alive[fits]], size[alive[fits]], len(quota)).astype(
+            np.int64
+        )
         alive = alive[~fits]
     chosen = np.zeros(rows * length, bool)
     if taken:

@@ -29,7 +29,9 @@ class Batches:
       held_out: the held-out rows, with fixed masks, instead of training rows.
     """
 
-    def __init__(self, store: Store, config: Config, phase: int, held_out: bool = False):
+    def __init__(
+        self, store: Store, config: Config, phase: int, held_out: bool = False
+    ):
         self.config, self.store = config, store
         self.phase = config.phases[phase]
         if held_out:
@@ -109,10 +111,12 @@ def _iterate_tf(
     shapes = [array.shape for array in sample.values()]
 
     def load(number):
-        arrays = tf.numpy_function(lambda n: list(read(int(n)).values()), [number], kinds)
+        arrays = tf.numpy_function(
+            lambda n: list(read(int(n)).values()), [number], kinds
+        )
         return tuple(tf.ensure_shape(a, s) for a, s in zip(arrays, shapes, strict=True))
 
-    dataset = tf.data.Dataset.range(start, stop).map(load, deterministic=True)
+    dataset = tf.data.Dataset.range(start, stop).map(load)
     options = tf.data.Options()
     options.autotune.enabled = False
     options.threading.private_threadpool_size = 1

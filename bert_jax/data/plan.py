@@ -86,8 +86,9 @@ class Plan:
         if not len(self._documents):
             what = "held-out" if held_out else "training"
             raise UserError(
-                f"config.data.eval_share={data.eval_share}: the {what} set has none of "
-                f"the store's {len(store.hashes)} documents; change the share or add text"
+                f"config.data.eval_share={data.eval_share}: the {what} set has none "
+                f"of the store's {len(store.hashes)} documents; change the share or "
+                "add text"
             )
         tokens = self._tokens(self._documents)
         self._chapters = -(-tokens // CHAPTER_TOKENS)
@@ -148,7 +149,9 @@ class Plan:
         number = np.arange(len(size))
         order = np.argsort(hashing.draw(hashing.key(seed, _ORDER, chapter), number))
         rows = pack(size, capacity, self.phase.max_packed, order)
-        shuffle = hashing.draw(hashing.key(seed, _SHUFFLE, chapter), np.arange(len(rows)))
+        shuffle = hashing.draw(
+            hashing.key(seed, _SHUFFLE, chapter), np.arange(len(rows))
+        )
         return examples, rows[np.argsort(shuffle)]
 
 
@@ -191,7 +194,9 @@ def cut(
     while len(start):
         bits = functools.partial(_draw, seed, start)
         short = hashing.uniform(bits(_SHORT)) < objective.short_seq_prob
-        target = np.where(short, 2 + hashing.below(bits(_TARGET), np.int64(room - 1)), room)
+        target = np.where(
+            short, 2 + hashing.below(bits(_TARGET), np.int64(room - 1)), room
+        )
         wanted = store.sentences[start] + target
         if pairs:  # the sentence that reaches the target still belongs to it
             stop = np.searchsorted(store.sentences, wanted, "left")
@@ -266,7 +271,9 @@ def _trim(pair: Examples, room: int, bits: hashing.Bits) -> Examples:
     fits = first + second <= room
     small = np.minimum(first, second)
     even = small > half  # both sides are cut back to half of the room
-    first_kept = np.where(even, room - half, np.where(first > second, room - second, first))
+    first_kept = np.where(
+        even, room - half, np.where(first > second, room - second, first)
+    )
     second_kept = np.where(even, half, np.where(first > second, second, room - first))
     first_kept = np.where(fits, first, first_kept)
     second_kept = np.where(fits, second, second_kept)

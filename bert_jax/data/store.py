@@ -58,18 +58,20 @@ def open_store(path: str) -> Store:
     }
     for name, size in sizes.items():
         if arrays[name].shape != (size,):
-            raise _damaged(path, f"{name}.npy has {arrays[name].size} entries, not {size}")
+            raise _damaged(
+                path, f"{name}.npy has {arrays[name].size} entries, not {size}"
+            )
     if arrays["sentences"][-1] != len(tokens):
         raise _damaged(path, "sentences.npy does not end with the last token")
     if arrays["documents"][-1] != manifest["sentences"]:
         raise _damaged(path, "documents.npy does not end with the last sentence")
     continues = np.array(arrays.pop("continues"))
     vocabulary = Vocabulary(**manifest["vocabulary"], continues=continues)
-    found = store_tokenizer(path, manifest).vocabulary().hash
-    if found != vocabulary.hash:
+    present = store_tokenizer(path, manifest).vocabulary().hash
+    if present != vocabulary.hash:
         raise UserError(
             f"{path}: the store was made with another tokenizer than the one in it "
-            f"(vocabulary {vocabulary.hash[:12]}, found {found[:12]}); put its own "
+            f"(vocabulary {vocabulary.hash[:12]}, found {present[:12]}); put its own "
             "tokenizer back, or delete the directory and run prepare"
         )
     return Store(path, tokens, **arrays, vocabulary=vocabulary, manifest=manifest)

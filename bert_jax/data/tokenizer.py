@@ -5,24 +5,28 @@ Runs of whitespace count as one space throughout, as in a token store.
 """
 
 import hashlib
-import io
 import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
-import sentencepiece
 import tokenizers
 from numpy.typing import NDArray
 
 from bert_jax import config
-from bert_jax.data.word_cache import WordCache, is_local
+from bert_jax.data.subword_models import (
+    SPACE,
+    SPECIAL,
+    Encoded,
+    Subwords,
+    Unigram,
+    read_vocabulary,
+    word_piece,
+)
 from bert_jax.errors import UserError
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-SPACE = "\u2581"  # starts a word in the vocabularies of BPE and Unigram
 _MODELS = {"wordpiece": "WordPiece", "bpe": "BPE", "byte_bpe": "BPE"}
 _BYTE = {  # GPT-2's printable stand-ins: every byte that is not itself, from 256 on
     char: byte
@@ -32,8 +36,6 @@ _BYTE = {  # GPT-2's printable stand-ins: every byte that is not itself, from 25
         strict=True,
     )
 }
-
-Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]
 
 
 class Vocabulary(NamedTuple):
@@ -49,21 +51,13 @@ class Vocabulary(NamedTuple):
     hash: str  # SHA-256 over all tokens in the order of their ids
 
 
-class _Backend(Protocol):
-    tokens: list[str]
-
-    def encode_batch(self, texts: Sequence[str]) -> Encoded: ...
-    def decode(self, ids: Sequence[int]) -> str: ...
-    def save(self, directory: Path) -> None: ...
-
-
 class TextTokenizer:
-    """A trained tokenizer of any family; `load_tokenizer` and `train_tokenizer` make it.
+    """A tokenizer of any family, from `load_tokenizer` or `train_tokenizer`.
 
     No text, whatever it holds, is encoded to a special token but [UNK], unless asked.
     """
 
-    def __init__(self, backend: _Backend, kind: str) -> None:
+    def __init__(self, backend: Subwords | Unigram, kind: str) -> None:
         self._backend, self.kind = backend, kind
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
@@ -128,91 +122,6 @@ def _continues(token: str, kind: str) -> bool:
     return byte >= 0x80 or chr(byte).isalnum()
 
 
-class Subwords:
-    """WordPiece, BPE and byte-level BPE of the `tokenizers` library."""
-
-    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        tokenizer.encode_special_tokens = True  # "[SEP]" in a text is plain text
-        self._tokenizer = tokenizer
-        ids = tokenizer.get_vocab(with_added_tokens=True)
-        self.tokens = [""] * (max(ids.values()) + 1)
-        for token, index in ids.items():
-            self.tokens[index] = token
-        self._cache = WordCache(tokenizer) if is_local(tokenizer) else None
-
-    def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        if self._cache:
-            return self._cache.encode_batch(texts)
-        plain = [" ".join(text.split()) for text in texts]
-        found = self._tokenizer.encode_batch_fast(plain, add_special_tokens=False)
-        return flatten([encoding.ids for encoding in found])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
-
-    def save(self, directory: Path) -> None:
-        self._tokenizer.save(str(directory / "tokenizer.json"))
-        if isinstance(self._tokenizer.model, tokenizers.models.WordPiece):
-            lines = "".join(token + "\n" for token in self.tokens)
-            (directory / "vocab.txt").write_text(lines, "utf-8")
-
-
-class Unigram:
-    """Unigram of the `sentencepiece` library."""
-
-    def __init__(self, model: bytes) -> None:
-        self._model = model
-        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
-        count = self._processor.get_piece_size()
-        self.tokens = [self._processor.id_to_piece(index) for index in range(count)]
-
-    def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        # One thread: the callers spread whole blocks of text over processes.
-        return flatten(self._processor.encode(list(texts), num_threads=1))
-
-    def decode(self, ids: Sequence[int]) -> str:
-        special = {self.tokens.index(name) for name in SPECIAL}
-        return self._processor.decode([token for token in ids if token not in special])
-
-    def save(self, directory: Path) -> None:
-        (directory / "tokenizer.model").write_bytes(self._model)
-        tokenizer = as_fast_unigram(self._model, self.tokens)
-        tokenizer.save(str(directory / "tokenizer.json"))
-
-
-def as_fast_unigram(model: bytes, tokens: list[str]) -> tokenizers.Tokenizer:
-    """The same Unigram model for the `tokenizers` library, for other programs."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    proto: Any = sentencepiece_model_pb2.ModelProto.FromString(model)
-    scores = [(piece.piece, piece.score) for piece in proto.pieces]
-    unk = tokens.index("[UNK]")
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(scores, unk, False))
-    normalizers = tokenizers.normalizers
-    charsmap = proto.normalizer_spec.precompiled_charsmap
-    tokenizer.normalizer = normalizers.Sequence(
-        [
-            normalizers.Precompiled(charsmap),
-            normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
-            normalizers.Strip(),
-        ]
-    )
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
-    tokenizer.decoder = tokenizers.decoders.Metaspace()
-    tokenizer.add_special_tokens(list(SPECIAL))
-    return tokenizer
-
-
-def flatten(rows: list[list[int]]) -> Encoded:
-    """Lists of ids as one int32 array and int64 offsets."""
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    ids = np.fromiter((i for row in rows for i in row), np.int32, offsets[-1])
-    return ids, offsets
-
-
 def load_tokenizer(path: str | Path, settings: config.Tokenizer) -> TextTokenizer:
     """Loads a tokenizer made here or elsewhere.
 
@@ -232,7 +141,9 @@ def load_tokenizer(path: str | Path, settings: config.Tokenizer) -> TextTokenize
     except UserError:
         raise
     except Exception as error:  # both libraries raise bare exceptions
-        raise UserError(f"config.tokenizer.path={path}: cannot read {file} ({error})") from None
+        raise UserError(
+            f"config.tokenizer.path={path}: cannot read {file} ({error})"
+        ) from None
     missing = [name for name in SPECIAL if name not in backend.tokens]
     if missing:
         raise UserError(
@@ -243,7 +154,9 @@ def load_tokenizer(path: str | Path, settings: config.Tokenizer) -> TextTokenize
 
 
 def _find(path: Path, kind: str) -> Path:
-    names = ["tokenizer.model"] if kind == "unigram" else ["tokenizer.json", "vocab.txt"]
+    names = (
+        ["tokenizer.model"] if kind == "unigram" else ["tokenizer.json", "vocab.txt"]
+    )
     if not path.is_dir():
         names, found = [path.name], [path] if path.is_file() else []
     else:
@@ -256,7 +169,7 @@ def _find(path: Path, kind: str) -> Path:
     return found[0]
 
 
-def _open(file: Path, settings: config.Tokenizer) -> _Backend:
+def _open(file: Path, settings: config.Tokenizer) -> Subwords | Unigram:
     kind = settings.kind
     if file.suffix == ".model" and kind == "unigram":
         return Unigram(file.read_bytes())
@@ -273,23 +186,6 @@ def _open(file: Path, settings: config.Tokenizer) -> _Backend:
         "unigram takes a sentencepiece .model, wordpiece a vocab.txt or "
         "tokenizer.json, bpe and byte_bpe a tokenizer.json of that kind"
     )
-
-
-def read_vocabulary(file: Path) -> dict[str, int]:
-    """Token to id of a vocab.txt: the line number, from 0."""
-    lines = io.StringIO(file.read_bytes().decode(), newline="\n")
-    return {line.rstrip("\r\n"): index for index, line in enumerate(lines)}
-
-
-def word_piece(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
-    """A BERT tokenizer: Devlin et al. 2019, the original `tokenization.py`."""
-    model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = tokenizers.decoders.WordPiece(prefix="##")
-    tokenizer.add_special_tokens([name for name in SPECIAL if name in vocabulary])
-    return tokenizer
 
 
 def train_tokenizer(
@@ -310,11 +206,15 @@ def train_tokenizer(
     collapsed = [" ".join(text.split()) for text in texts]
     try:
         if settings.kind == "unigram":
-            backend: _Backend = Unigram(training.unigram(settings, vocab_size, collapsed))
+            model = training.unigram(settings, vocab_size, collapsed)
+            backend: Subwords | Unigram = Unigram(model)
         else:
             backend = Subwords(training.subwords(settings, vocab_size, collapsed))
     except (RuntimeError, ValueError) as error:
-        raise UserError(f"config.tokenizer.kind={settings.kind}: training: {error}") from None
+        raise UserError(
+            f"config.tokenizer.kind={settings.kind}: training failed: {error}; "
+            "give more text or another config.model.vocab_size"
+        ) from None
     if len(backend.tokens) > vocab_size:
         raise UserError(
             f"config.model.vocab_size={vocab_size}: too small for the special tokens "

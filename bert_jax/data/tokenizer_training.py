@@ -13,7 +13,7 @@ import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 
 from bert_jax import config
-from bert_jax.data.tokenizer import SPACE, SPECIAL, word_piece
+from bert_jax.data.subword_models import SPACE, SPECIAL, word_piece
 
 _UNIGRAM_CHARACTERS = 12_000_000  # more takes minutes and gigabytes, and gains little
 _ALPHABET_SHARE = 8  # at most one in so many tokens of a vocabulary is a letter

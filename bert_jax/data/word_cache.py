@@ -94,9 +94,7 @@ class WordCache:
     def _encode_new(self) -> None:
         words, self._slots.new = self._slots.new, []
         if self._byte_level:
-            words = [
-                word[1:] if word[0] == _FIRST else " " + word for word in words
-            ]
+            words = [word[1:] if word[0] == _FIRST else " " + word for word in words]
         found = self._tokenizer.encode_batch_fast(words, add_special_tokens=False)
         rows = [encoding.ids for encoding in found]
         length = np.fromiter(map(len, rows), np.int64, len(rows))

@@ -116,7 +116,9 @@ def test_unpacked_rows_cover_every_sentence_in_an_epoch(documents):
     plan = Batches(source, config, 0).plan
     spans = plan.take(np.arange(plan.epoch_rows))
     seen = np.zeros(len(source.tokens), int)
-    for first, size in zip(spans.first.ravel(), spans.first_length.ravel(), strict=True):
+    for first, size in zip(
+        spans.first.ravel(), spans.first_length.ravel(), strict=True
+    ):
         seen[first : first + size] += 1
     assert (seen == 1).all()
 
@@ -126,9 +128,13 @@ def test_hosts_read_the_same_global_batch():
     whole = batches.batch(7)
     for hosts in (1, 2, 4, 8):
         share = 8 // hosts
-        parts = [batches.batch(7, slice(i * share, (i + 1) * share)) for i in range(hosts)]
+        parts = [
+            batches.batch(7, slice(i * share, (i + 1) * share)) for i in range(hosts)
+        ]
         for name, array in whole.items():
-            np.testing.assert_array_equal(array, np.concatenate([p[name] for p in parts]))
+            np.testing.assert_array_equal(
+                array, np.concatenate([p[name] for p in parts])
+            )
 
 
 def test_any_step_is_read_without_the_steps_before():

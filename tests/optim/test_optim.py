@@ -1,4 +1,5 @@
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -33,20 +34,22 @@ def arrays(nested):
     )
 
 
-def first_update(**edits):
+def update_of(optimizer, grads, params) -> Any:
+    return optimizer.update(grads, optimizer.init(params), params)[0]
+
+
+def first_update(**edits) -> Any:
     optimizer = optim.optimizer(dataclasses.replace(PLAIN, **edits), 10)
-    params = arrays(PARAMS)
-    updates, _ = optimizer.update(arrays(GRADS), optimizer.init(params), params)
-    return updates["mlm"]["transform"]
+    return update_of(optimizer, arrays(GRADS), arrays(PARAMS))["mlm"]["transform"]
 
 
-def random_tree(shapes, seed):
+def random_tree(shapes, seed) -> Any:
     draw = np.random.default_rng(seed)
     leaves = jax.tree.map(lambda leaf: draw.normal(size=leaf.shape), shapes)
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), leaves)
 
 
-def follow(optimizer, params, count=3):
+def follow(optimizer, params, count=3) -> Any:
     state = optimizer.init(params)
     for seed in range(count):
         updates, state = optimizer.update(random_tree(params, seed), state, params)
@@ -137,10 +140,7 @@ def test_lamb_on_the_stack_is_lamb_on_each_layer():
     grads = random_tree(stack, 2)
     optimizer = optim.optimizer(dataclasses.replace(PLAIN, name="lamb"), 10)
 
-    def update(params, grads):
-        return optimizer.update(grads, optimizer.init(params), params)[0]
-
-    together = update({"layers": stack}, {"layers": grads})["layers"]
+    together = update_of(optimizer, {"layers": grads}, {"layers": stack})["layers"]
     for layer in range(4):
         # Outside `layers/` a parameter is one array with one ratio.
         one, gradient = (
@@ -150,7 +150,7 @@ def test_lamb_on_the_stack_is_lamb_on_each_layer():
         jax.tree.map(
             lambda a, b, i=layer: np.testing.assert_allclose(a[i], b, rtol=1e-5),
             together,
-            update(one, gradient)["single"],
+            update_of(optimizer, gradient, one)["single"],
         )
 
 
@@ -158,7 +158,7 @@ def test_lamb_leaves_zero_parameters_movable():
     params = {"mlm": {"kernel": jnp.zeros((2, 3))}}
     optimizer = optim.optimizer(dataclasses.replace(PLAIN, name="lamb"), 10)
     grads = {"mlm": {"kernel": jnp.ones((2, 3))}}
-    update, _ = optimizer.update(grads, optimizer.init(params), params)
+    update = update_of(optimizer, grads, params)
     np.testing.assert_allclose(update["mlm"]["kernel"], -0.1, rtol=1e-5)
 
 
@@ -170,8 +170,8 @@ def test_clipping_forgets_the_size_of_large_gradients(scale):
     )
     params, grads = arrays(PARAMS), arrays(GRADS)
     large = jax.tree.map(lambda leaf: leaf * scale, grads)
-    expected, _ = optimizer.update(grads, optimizer.init(params), params)
-    updates, _ = optimizer.update(large, optimizer.init(params), params)
+    expected = update_of(optimizer, grads, params)
+    updates = update_of(optimizer, large, params)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), updates, expected
     )

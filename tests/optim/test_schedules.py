@@ -14,7 +14,7 @@ BASE = config.Optim(peak_rate=0.4, end_rate=0.1, warmup_share=0.1)  # 20 steps
 
 def rates(steps=STEPS, **edits):
     schedule = optim.learning_rate(dataclasses.replace(BASE, **edits), steps)
-    return lambda step: float(schedule(step))
+    return lambda step: float(np.asarray(schedule(step)))
 
 
 @pytest.mark.parametrize("schedule", ["linear", "cosine", "rsqrt", "constant"])

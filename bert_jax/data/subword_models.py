@@ -1,0 +1,125 @@
+"""The models behind the tokenizer interface, one class a library."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import sentencepiece
+import tokenizers
+from numpy.typing import NDArray
+
+from bert_jax.data.word_cache import WordCache, is_local
+
+SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+SPACE = "\u2581"  # starts a word in the vocabularies of BPE and Unigram
+
+Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]
+
+
+class Subwords:
+    """WordPiece, BPE and byte-level BPE of the `tokenizers` library."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        tokenizer.encode_special_tokens = True  # "[SEP]" in a text is plain text
+        self._tokenizer = tokenizer
+        ids = tokenizer.get_vocab(with_added_tokens=True)
+        self.tokens = [""] * (max(ids.values()) + 1)
+        for token, index in ids.items():
+            self.tokens[index] = token
+        self._cache = WordCache(tokenizer) if is_local(tokenizer) else None
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        """As `TextTokenizer.encode_batch`."""
+        if self._cache:
+            return self._cache.encode_batch(texts)
+        plain = [" ".join(text.split()) for text in texts]
+        found = self._tokenizer.encode_batch_fast(plain, add_special_tokens=False)
+        return flatten([encoding.ids for encoding in found])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """As `TextTokenizer.decode`."""
+        return self._tokenizer.decode(list(ids), skip_special_tokens=True)
+
+    def save(self, directory: Path) -> None:
+        """Writes the files that `load_tokenizer` reads."""
+        self._tokenizer.save(str(directory / "tokenizer.json"))
+        if isinstance(self._tokenizer.model, tokenizers.models.WordPiece):
+            lines = "".join(token + "\n" for token in self.tokens)
+            (directory / "vocab.txt").write_text(lines, "utf-8")
+
+
+class Unigram:
+    """Unigram of the `sentencepiece` library."""
+
+    def __init__(self, model: bytes) -> None:
+        self._model = model
+        self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        count = self._processor.get_piece_size()
+        self.tokens = [self._processor.id_to_piece(index) for index in range(count)]
+
+    def encode_batch(self, texts: Sequence[str]) -> Encoded:
+        """As `TextTokenizer.encode_batch`."""
+        # One thread: the callers spread whole blocks of text over processes.
+        return flatten(self._processor.encode(list(texts), num_threads=1))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """As `TextTokenizer.decode`."""
+        special = {self.tokens.index(name) for name in SPECIAL}
+        return self._processor.decode([token for token in ids if token not in special])
+
+    def save(self, directory: Path) -> None:
+        """Writes the files that `load_tokenizer` reads."""
+        (directory / "tokenizer.model").write_bytes(self._model)
+        tokenizer = as_fast_unigram(self._model, self.tokens)
+        tokenizer.save(str(directory / "tokenizer.json"))
+
+
+def as_fast_unigram(model: bytes, tokens: list[str]) -> tokenizers.Tokenizer:
+    """The same Unigram model for the `tokenizers` library, for other programs."""
+    from sentencepiece import sentencepiece_model_pb2
+
+    proto: Any = sentencepiece_model_pb2.ModelProto.FromString(model)
+    scores = [(piece.piece, piece.score) for piece in proto.pieces]
+    unk = tokens.index("[UNK]")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(scores, unk, False))
+    normalizers = tokenizers.normalizers
+    charsmap = proto.normalizer_spec.precompiled_charsmap
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Precompiled(charsmap),
+            normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
+            normalizers.Strip(),
+        ]
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    tokenizer.add_special_tokens(list(SPECIAL))
+    return tokenizer
+
+
+def flatten(rows: list[list[int]]) -> Encoded:
+    """Lists of ids as one int32 array and int64 offsets."""
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    ids = np.fromiter((i for row in rows for i in row), np.int32, offsets[-1])
+    return ids, offsets
+
+
+def read_vocabulary(file: Path) -> dict[str, int]:
+    """Token to id of a vocab.txt: the line number, from 0."""
+    lines = file.read_bytes().decode().removesuffix("\n").split("\n")
+    return {line.removesuffix("\r"): index for index, line in enumerate(lines)}
+
+
+def word_piece(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+    """A BERT tokenizer: Devlin et al. 2019, the original `tokenization.py`."""
+    model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = tokenizers.decoders.WordPiece(prefix="##")
+    tokenizer.add_special_tokens([name for name in SPECIAL if name in vocabulary])
+    return tokenizer
