@@ -172,7 +172,8 @@ class _Loop:
     ) -> None:
         """Keeps the batch of step `bad`, which a batch's number is enough to remake."""
         path = Path(self.workdir) / f"not_finite_step_{bad}.npz"
-        np.savez(path, **batches.batch(bad - begin))
+        arrays: dict[str, Any] = batches.batch(bad - begin)
+        np.savez(path, **arrays)
         saved = self.checkpoints.latest_step()
         raise UserError(
             f"step {bad}: loss {values['loss']}, gradient norm {values['grad_norm']}; "

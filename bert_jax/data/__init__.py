@@ -1,0 +1,1 @@
+"""From text to batches; NumPy in, NumPy out, without JAX."""

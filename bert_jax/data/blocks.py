@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import sentencex
@@ -91,11 +91,12 @@ def encode(
       `tokens` int32 [T]; `sentences` int64 [S] and `documents` int64 [D], where each
       ends; `whole` bool [len(raw)], False for documents left out as without tokens.
     """
+    splitter: Any = sentencex  # compiled, without type stubs
     texts: list[str] = []
     ends = []
     for document in raw:
         for line in document.decode().split("\n"):
-            texts += sentencex.segment(language, line)
+            texts += splitter.segment(language, line)
         ends.append(len(texts))
     ids, offsets = tokenizer.encode_batch(texts)
     kept = np.diff(offsets) > 0

@@ -261,9 +261,13 @@ def _tfds_texts(source: str, text_key: str) -> Iterator[str]:
         ) from None
     name, _, split = source.removeprefix("tfds:").partition(":")
     try:
-        builder = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
+        builder: Any = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
         builder.download_and_prepare()
-        records = tfds.as_numpy(builder.as_dataset(split=split or "train"))
+        records = tfds.as_numpy(
+            builder.as_dataset(  # pyright: ignore
+                split=split or "train"
+            )
+        )
     except Exception as error:  # the library raises a dozen kinds of its own
         raise UserError(
             f"config.data.source={source}: TensorFlow Datasets says: {error}; "

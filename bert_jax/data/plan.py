@@ -52,7 +52,7 @@ class Examples(NamedTuple):
 
     def take(self, index: NDArray) -> "Examples":
         """The examples at `index`, of any shape."""
-        return Examples(*(field[index] for field in self))
+        return Examples(*(field[index] for field in self))  # pyright: ignore
 
 
 class Plan:

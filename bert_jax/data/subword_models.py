@@ -81,7 +81,8 @@ def as_fast_unigram(model: bytes, tokens: list[str]) -> tokenizers.Tokenizer:
     """The same Unigram model for the `tokenizers` library, for other programs."""
     from sentencepiece import sentencepiece_model_pb2
 
-    proto: Any = sentencepiece_model_pb2.ModelProto.FromString(model)
+    messages: Any = sentencepiece_model_pb2  # made at run time
+    proto = messages.ModelProto.FromString(model)
     scores = [(piece.piece, piece.score) for piece in proto.pieces]
     unk = tokens.index("[UNK]")
     tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(scores, unk, False))

@@ -106,8 +106,8 @@ class TextTokenizer:
         tokens = self._backend.tokens
         digest = hashlib.sha256("\0".join(tokens).encode()).hexdigest()
         continues = np.array([_continues(token, self.kind) for token in tokens])
-        special = (tokens.index(name) for name in SPECIAL)
-        return Vocabulary(len(tokens), *special, continues, digest)
+        pad, unk, cls, sep, mask = map(tokens.index, SPECIAL)
+        return Vocabulary(len(tokens), pad, unk, cls, sep, mask, continues, digest)
 
 
 def _continues(token: str, kind: str) -> bool:

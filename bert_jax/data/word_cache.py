@@ -30,7 +30,7 @@ def is_local(tokenizer: tokenizers.Tokenizer) -> bool:
     first = steps["pretokenizers"][0] if steps.get("type") == "Sequence" else steps
     normalizer = content["normalizer"] or {"type": "Sequence", "normalizers": []}
     parts = normalizer.get("normalizers", [normalizer])
-    allowed = _LOCAL_NORMALIZERS.get(first.get("type"), set())
+    allowed = _LOCAL_NORMALIZERS.get(first.get("type", ""), set())
     plain = all(token["special"] for token in content["added_tokens"])
     return (
         bool(allowed)

@@ -1,6 +1,8 @@
 """BERT: the encoder, the pooler and the two pretraining heads."""
 
 import flax.linen as nn
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from bert_jax.config import Model
 from bert_jax.model.encoder import Embeddings, draw, padded_vocabulary, stack
 from bert_jax.model.layers import Dense, Norm, gelu
 
-Batch = dict[str, Array | np.ndarray]
+Batch = dict[str, Any]  # of arrays; see the data pipeline
 
 
 class Bert(nn.Module):

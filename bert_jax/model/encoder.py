@@ -116,7 +116,7 @@ def stack(config: Model) -> nn.Module:
         layer,
         variable_axes={"params": 0},
         split_rngs={"params": True},
-        in_axes=(0, nn.broadcast),
+        in_axes=(0, nn.broadcast),  # pyright: ignore
         length=config.layers,
         unroll=1 if config.scan else config.layers,
     )

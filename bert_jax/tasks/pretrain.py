@@ -28,7 +28,7 @@ def pretrain(model: Model, objective: Objective) -> Task:
     Devlin et al. 2019, section 3.1: the loss is the sum of both means.
     """
     names = ("mlm", "nsp") if objective.pair == "nsp" else ("mlm",)
-    bert = Bert(model)
+    bert: Any = Bert(model)
 
     def logits(
         params: dict[str, Any], batch: Batch, rng: jax.Array | None = None
