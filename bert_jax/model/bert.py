@@ -1,11 +1,10 @@
 """BERT: the encoder, the pooler and the two pretraining heads."""
 
-import flax.linen as nn
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, Int32
 
 from bert_jax.config import Model
