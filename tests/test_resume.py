@@ -1,0 +1,69 @@
+"""SIGKILL at any moment, then the same command: as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.cli import corpus
+
+ROOT = Path(__file__).parents[1]
+
+
+def _command(text: Path, workdir: Path) -> list[str]:
+    return [
+        sys.executable,
+        "-m",
+        "bert_jax",
+        "train",
+        "--config=configs/bert_tiny.py:smoke",
+        f"--config.data.source={text}",
+        "--config.data.num_workers=1",
+        "--config.steps=60",
+        "--config.save_every=7",
+        "--config.eval_every=14",
+        "--config.log_every=1",
+        f"--workdir={workdir}",
+    ]
+
+
+def _steps(workdir: Path) -> int:
+    try:
+        return (workdir / "metrics.jsonl").read_text().count('"train"')
+    except OSError:
+        return 0
+
+
+@pytest.mark.slow
+def test_killed_three_times_equals_unbroken(tmp_path):
+    text = corpus.write(tmp_path / "text.txt")
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    subprocess.run(_command(text, whole), cwd=ROOT, check=True, timeout=300)
+    rng = random.Random(0)
+    for attempt in range(3):
+        wanted = attempt * 15 + rng.randrange(2, 15)
+        process = subprocess.Popen(_command(text, broken), cwd=ROOT)
+        deadline = time.monotonic() + 300
+        while _steps(broken) < wanted and process.poll() is None:
+            assert time.monotonic() < deadline, "the run makes no progress"
+            time.sleep(0.01)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait(60) == -signal.SIGKILL, "it ended before it was killed"
+    subprocess.run(_command(text, broken), cwd=ROOT, check=True, timeout=300)
+    ends = [json.loads((d / "summary.json").read_text()) for d in (whole, broken)]
+    assert ends[0]["params_digest"] == ends[1]["params_digest"]
+    losses = [
+        [
+            (line["step"], line["loss"])
+            for line in map(json.loads, (d / "metrics.jsonl").read_text().splitlines())
+            if line["kind"] == "train"
+        ]
+        for d in (whole, broken)
+    ]
+    assert losses[0] == losses[1]
