@@ -16,8 +16,8 @@ def version() -> str:
     return found.group(1)
 
 
-# Lower bounds are the oldest versions that this was run with. Upper bounds stop
-# before the next release that may break: 0.x projects break in the second number.
+# Upper bounds stop before the next release that may break: 0.x projects break in
+# the second number.
 REQUIREMENTS = [
     "jax>=0.10.2,<0.12",
     "flax>=0.12.8,<0.13",
@@ -34,6 +34,7 @@ REQUIREMENTS = [
     "tensorflow-cpu>=2.21,<2.22; "
     "platform_system == 'Linux' and platform_machine == 'x86_64'",
     "tensorflow-datasets>=4.9.10,<5",
+    "importlib_resources>=6",  # tensorflow-datasets imports it and does not say so
     "pyarrow>=20",
     "zstandard>=0.23",
     "xxhash>=3.5",

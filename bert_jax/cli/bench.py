@@ -85,8 +85,10 @@ def _step(
 
     from bert_jax import metrics, optim, sharding, step
     from bert_jax.data import device, masking
+    from bert_jax.distributed import use_all_cores
     from bert_jax.tasks.pretrain import pretrain
 
+    use_all_cores()
     shape = config.phases[phase]
     mesh = sharding.make_mesh(config.mesh)
     sharding.check_batch(mesh, shape, phase)

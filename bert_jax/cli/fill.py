@@ -75,16 +75,12 @@ def _batch(
 ) -> dict[str, np.ndarray]:
     """One row for the text, in which every [MASK] is to be predicted."""
     vocabulary = tokenizer.vocabulary()
-    parts = text.split("[MASK]")
-    if len(parts) < 2:
+    token = tokenizer.encode(text, special=True)
+    if vocabulary.mask not in token:
         raise UserError(
             f"there is no [MASK] in {text!r}; write one where a word is missing"
         )
-    token = [vocabulary.cls]
-    for i, part in enumerate(parts):
-        token += [vocabulary.mask] if i else []
-        token += tokenizer.encode(part) if part.strip() else []
-    token.append(vocabulary.sep)
+    token = [vocabulary.cls, *token, vocabulary.sep]
     if len(token) > config.model.positions:
         limit = config.model.positions
         raise UserError(

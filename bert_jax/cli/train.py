@@ -14,9 +14,11 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv, "Pretrain, or continue a run that was stopped.", EXAMPLE)
     if not args.workdir:
         raise UserError("--workdir=DIR is missing: the run directory")
+    from bert_jax.distributed import use_all_cores
     from bert_jax.run import finished
     from bert_jax.train import train
 
+    use_all_cores()
     before = finished(args.config, args.workdir)
     summary = train(args.config, args.workdir)
     if args.json:
