@@ -182,30 +182,35 @@ def test_cross_documents_makes_a_row_one_example():
     assert ((_unmask(batch) == source.vocabulary.cls).sum(1) == 1).all()
 
 
-@pytest.mark.parametrize("whole_word", [False, True])
-@pytest.mark.parametrize("length", [64, 256])
-def test_masking_statistics(length, whole_word):
+@pytest.mark.parametrize(
+    ("length", "whole_word", "tokens"),
+    [(128, False, 10_300_000), (512, False, 10_300_000), (128, True, 10_300_000)],
+)
+def test_masking_statistics(length, whole_word, tokens):
     source = random_store(300_000)
     objective = Objective(whole_word=whole_word)
     batches = Batches(source, _config(objective, length=length, batch=256), 0)
+    vocabulary = source.vocabulary
     count = dict.fromkeys(["real", "masked", "mask", "same", "pairs", "random"], 0)
-    for number in range(12):
+    for number in range(-(-tokens // (256 * length))):
         batch = batches.batch(number)
         used = batch["mlm_weight"] > 0
         shown = np.take_along_axis(batch["token"], batch["mlm_position"], 1)[used]
+        assert batch["mlm_label"][used].min() >= SPECIALS
         count["real"] += np.count_nonzero(batch["example"])
         count["masked"] += np.count_nonzero(used)
-        count["mask"] += np.count_nonzero(shown == source.vocabulary.mask)
+        count["mask"] += np.count_nonzero(shown == vocabulary.mask)
         count["same"] += np.count_nonzero(shown == batch["mlm_label"][used])
-        count["pairs"] += batch["nsp_weight"].sum()
-        count["random"] += batch["nsp_label"].sum()
-    sigma = np.sqrt(count["masked"])
+        count["pairs"] += int(batch["nsp_weight"].sum())
+        count["random"] += int(batch["nsp_label"].sum())
+    masked = count["masked"]
     # Whole words that exceed what is left are skipped, so a few fewer are masked.
-    low = 0.145 if whole_word else 0.1495
-    assert low < count["masked"] / count["real"] < 0.1505
-    assert abs(count["mask"] - 0.8 * count["masked"]) < 4 * 0.4 * sigma
-    assert abs(count["same"] - 0.1 * count["masked"]) < 4 * 0.3 * sigma + 10
-    assert 0.47 < count["random"] / count["pairs"] < 0.62
+    low = 0.145 if whole_word else 0.149
+    assert low < masked / count["real"] < 0.151
+    assert abs(count["mask"] / masked - 0.8) < 0.002
+    assert abs(count["same"] / masked - 0.1) < 0.002
+    # Half of the pairs, and all of those cut from a single sentence.
+    assert 0.48 < count["random"] / count["pairs"] < 0.62
 
 
 def test_whole_words_are_masked_whole():
