@@ -49,7 +49,8 @@ def test_a_run_directory_tells_everything(run):
         assert math.isfinite(summary[name]), name
     assert summary["steps"] == 8
     assert len(summary["eval_set_md5"]) == 32 and len(summary["params_digest"]) == 64
-    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().splitlines()]
+    text = (workdir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     assert [x["step"] for x in lines if x["kind"] == "train"] == [2, 4, 6, 8]
     assert [x["step"] for x in lines if x["kind"] == "eval"] == [4, 8]
     wanted = (
@@ -155,7 +156,10 @@ def test_bad_input_is_one_message_and_exit_2(tmp_path, capsys, changes, words):
 
 @pytest.mark.parametrize(
     ("name", "content", "word"),
-    [("empty.txt", b"\n\n \n", "empty"), ("bad.txt.gz", b"\x1f\x8bnonsense", "bad.txt.gz")],
+    [
+        ("empty.txt", b"\n\n \n", "empty"),
+        ("bad.txt.gz", b"\x1f\x8bnonsense", "bad.txt.gz"),
+    ],
 )
 def test_bad_corpora_are_named(tmp_path, capsys, name, content, word):
     (tmp_path / name).write_bytes(content)
