@@ -11,10 +11,10 @@ from pathlib import Path
 
 def main() -> None:
     """Draws held-out and training loss over the steps, a panel for each run."""
-    import matplotlib
+    import matplotlib  # pyright: ignore
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # pyright: ignore
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("runs", nargs="+", help="run directories")
