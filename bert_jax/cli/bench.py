@@ -63,16 +63,18 @@ def _data(
     stream = iterate(batches.batch, 0, 1 << 40)
     for _ in range(8):  # past the batches that were made ahead
         next(stream)
-    real = padded = 0
+    real = padded = alone = 0
     began = time.perf_counter()
     while time.perf_counter() - began < seconds:
         example = next(stream)["example"]
         real, padded = real + np.count_nonzero(example), padded + example.size
+        alone += int(example.max(axis=1).sum()) * example.shape[1]
     elapsed = time.perf_counter() - began
     return {
         "real_tokens_per_second": real / elapsed,
         "padded_tokens_per_second": padded / elapsed,
         "fill": real / padded,
+        "fill_unpacked": real / alone,  # with a row for each example
         "open_seconds": opened,
     }
 

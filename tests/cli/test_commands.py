@@ -102,9 +102,10 @@ def test_bench_prints_its_fields(run, capsys):
     assert main(["bench", "data", *common]) == 0
     data = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(data) == set(
-        "real_tokens_per_second padded_tokens_per_second fill open_seconds".split()
+        "real_tokens_per_second padded_tokens_per_second fill fill_unpacked "
+        "open_seconds".split()
     )
-    assert 0 < data["fill"] <= 1
+    assert 0 < data["fill_unpacked"] <= data["fill"] <= 1
     assert main(["bench", "step", *common]) == 0
     step = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(step) == set(

@@ -50,7 +50,7 @@ def test_masks_are_uncorrelated():
     masks = [np.asarray(keep(w, SHAPE, 0.3)).ravel() for w in [*draws, *near]]
     limit = 5 / np.sqrt(masks[0].size)
     correlation = np.corrcoef(masks) - np.eye(len(masks))
-    assert abs(correlation[:12, :12]).max() < limit
+    assert abs(correlation).max() < limit
     shifted = [
         np.corrcoef(masks[0][:-s], masks[0][s:])[0, 1] for s in (1, 50, 64, 3200)
     ]
