@@ -29,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       else is a bug and leaves as an exception, with its traceback and status 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow's start-up notes
     try:
         status = _dispatch(argv)
         sys.stdout.flush()

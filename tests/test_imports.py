@@ -84,7 +84,7 @@ def test_the_loop_names_no_task() -> None:
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("variant", ["", "smoke", "paper", "paper,smoke"])
+@pytest.mark.parametrize("variant", ["", "smoke", "paper", "cpu", "paper,smoke"])
 def test_every_config_freezes_and_survives_json(
     path: Path, variant: str, tmp_path: Path
 ) -> None:

@@ -156,7 +156,7 @@ def test_a_file_that_is_no_config_is_named(
 def test_missing_file_and_unknown_variant() -> None:
     with pytest.raises(UserError, match=r"no file 'gone.py'"):
         config.load("gone.py:smoke")
-    with pytest.raises(UserError, match="use paper, smoke"):
+    with pytest.raises(UserError, match="use paper, cpu, smoke"):
         config.load(f"{TINY}:fast")
 
 
