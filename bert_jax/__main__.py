@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import keyword
 import os
 import sys
 from collections.abc import Sequence
@@ -14,6 +15,9 @@ COMMANDS = {
     "train": "pretrain; the same command again continues a stopped run",
     "evaluate": "score a run on its held-out text",
     "fill": "let a trained model fill in a [MASK]",
+    "import": "turn a Hugging Face or original BERT into a run directory",
+    "export": "write a run's model for Hugging Face's transformers",
+    "extract": "turn the lines of a text file into feature vectors",
     "bench": "measure the input pipeline (data) or the training step (step)",
 }
 
@@ -60,7 +64,8 @@ def _dispatch(argv: list[str]) -> int:
         hint = f"did you mean {near[0]!r}?" if near else f"use {', '.join(COMMANDS)}"
         raise UserError(f"no command {name!r}; {hint}")
     # Imported only now: JAX takes seconds to load, and --help must not wait.
-    command = importlib.import_module(f"bert_jax.cli.{name}")
+    module = name + "_" if keyword.iskeyword(name) else name
+    command = importlib.import_module(f"bert_jax.cli.{module}")
     return command.main(argv[1:]) or 0
 
 

@@ -32,9 +32,10 @@ class Checkpoints:
     def __init__(
         self,
         directory: str | Path,
-        keep_last: int,
-        keep_best: int,
+        keep_last: int = 1,
+        keep_best: int = 0,
         metric: str = "eval_mlm_loss",
+        read_only: bool = False,
     ) -> None:
         """Opens the directory, making it if need be.
 
@@ -43,6 +44,7 @@ class Checkpoints:
           keep_last: newest checkpoints kept.
           keep_best: checkpoints of lowest `metric` kept besides.
           metric: a name in the metrics given to `save`.
+          read_only: change nothing there; a run may be writing to it.
 
         Raises:
           UserError: the directory cannot be made or written.
@@ -67,14 +69,17 @@ class Checkpoints:
             best_fn=lambda metrics: _rank(metrics, metric),
             best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy(keep),
-            cleanup_tmp_directories=True,
-            enable_async_checkpointing=True,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=not read_only,
+            create=not read_only,
+            read_only=read_only,
         )
         with self._writing():
-            self._directory.mkdir(parents=True, exist_ok=True)
-            probe = self._directory / f".writable-{jax.process_index()}"
-            probe.touch()
-            probe.unlink()
+            if not read_only:
+                self._directory.mkdir(parents=True, exist_ok=True)
+                probe = self._directory / f".writable-{jax.process_index()}"
+                probe.touch()
+                probe.unlink()
             # Named here, so that shapes can be read before anything was saved.
             handlers = {
                 name: ocp.StandardCheckpointHandler() for name in ("params", "rest")
@@ -110,6 +115,24 @@ class Checkpoints:
                 metrics=None if metrics is None else _floats(metrics),
                 force=True,
             )
+
+    def save_params(self, params: Any) -> None:
+        """Saves parameters alone, as step 0: a model that did not come from training.
+
+        Raises:
+          UserError: the directory cannot be written.
+        """
+        with self._writing():
+            args = ocp.args.Composite(params=ocp.args.StandardSave(params))
+            self._manager.save(0, args=args, force=True)
+        self.wait()
+
+    def params_shapes(self, step: int) -> Any:
+        """The tree of the saved parameters, as `jax.ShapeDtypeStruct`. [updates]"""
+        saved = self._manager.item_metadata(step)["params"]
+        return jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), saved.tree
+        )
 
     def latest_step(self) -> int | None:
         """The step [updates] of the newest complete checkpoint, or None."""

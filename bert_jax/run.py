@@ -75,12 +75,22 @@ def assemble(config: Config, workdir: str, note: Callable[[str], None]) -> Run:
                 f"config.tokenizer.path={config.tokenizer.path}; name its own "
                 "tokenizer, or prepare another store with --config.data.store=DIR"
             )
-    model = dataclasses.replace(config.model, vocab_size=size)
-    config = dataclasses.replace(config, model=model)
+    config = fit_vocabulary(config, size)
     optimizer = optim.optimizer(config.optim, config.steps)
     schedule = optim.learning_rate(config.optim, config.steps)
     task = pretrain(config.model, config.objective)
     return Run(config, store, mesh, task, optimizer, schedule)
+
+
+def fit_vocabulary(config: Config, size: int) -> Config:
+    """The config for a vocabulary of `size` tokens, which may be fewer than asked for.
+
+    Weights from elsewhere may have rows that no token uses; those keep them.
+    """
+    if config.init:
+        return config
+    model = dataclasses.replace(config.model, vocab_size=size)
+    return dataclasses.replace(config, model=model)
 
 
 def claim(config: Config, workdir: str) -> None:

@@ -22,7 +22,7 @@ class Rule(NamedTuple):
 
     pattern: str
     axes: tuple[str | None, ...]
-    optional: bool = False  # its head is absent from some objectives
+    optional: bool = False  # of a part that some models do not have
 
 
 # The first match counts. Vectors over the hidden features stay whole everywhere:
@@ -30,7 +30,7 @@ class Rule(NamedTuple):
 RULES: tuple[Rule, ...] = (
     Rule(r"embeddings/token", ("vocab", "embed")),
     Rule(r"embeddings/(position|segment)", (None, "embed")),
-    Rule(r"(embeddings|mlm)/norm/(scale|bias)", (None,)),
+    Rule(r"embeddings/norm/(scale|bias)", (None,)),
     Rule(
         r"layers/attention/(query|key|value)/kernel", ("layers", "embed", "heads", None)
     ),
@@ -41,11 +41,10 @@ RULES: tuple[Rule, ...] = (
     Rule(r"layers/mlp/down/kernel", ("layers", "mlp", "embed")),
     Rule(r"layers/(attention/out|mlp/down)/bias", ("layers", None)),
     Rule(r"layers/(attention|mlp)/norm/(scale|bias)", ("layers", None)),
-    Rule(r"mlm/transform/kernel", ("embed", None)),
-    Rule(r"mlm/transform/bias", (None,)),
-    Rule(r"mlm/bias", ("vocab",)),
-    Rule(r"(pooler|nsp)/kernel", ("embed", None), optional=True),
-    Rule(r"(pooler|nsp)/bias", (None,), optional=True),
+    Rule(r"mlm/bias", ("vocab",), optional=True),
+    Rule(r"mlm/norm/(scale|bias)", (None,), optional=True),
+    Rule(r"(mlm/transform|pooler|nsp|head)/kernel", ("embed", None), optional=True),
+    Rule(r"(mlm/transform|pooler|nsp|head)/bias", (None,), optional=True),
 )
 
 MESH_AXIS = {  # of each logical axis; None is not cut

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import evaluate, log, metrics, sharding, step, tree
+from bert_jax import evaluate, initial, log, metrics, sharding, step, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config
 from bert_jax.data import device, masking
@@ -36,6 +36,12 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
       UserError: input that the user can mend, or a loss that is not finite.
     """
     began = time.monotonic()
+    if (Path(workdir) / "checkpoints" / "0").is_dir():
+        raise UserError(
+            f"--workdir={workdir} holds an imported model, which is never changed; "
+            f"train it in another one with --config.init={workdir}"
+        )
+    config = initial.adopt(config)
     claim(config, workdir)
     done = finished(config, workdir)
     if done is not None:
@@ -55,6 +61,10 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
             state = checkpoints.restore(wanted, start)
         else:
             state = step.init_state(run.task, run.optimizer, run.mesh, config.seed)
+            if config.init:
+                state = state._replace(
+                    params=initial.weights(config, state.params, _say)
+                )
         primary = jax.process_index() == 0
         with log.Reporter(workdir, config.steps, primary, start) as reporter:
             if start:

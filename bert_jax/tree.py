@@ -1,7 +1,7 @@
 """Names for the leaves of a parameter tree, such as `mlm/norm/scale`."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -20,6 +20,18 @@ def flatten(tree: Any) -> dict[str, Any]:
     """
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {_name(path): leaf for path, leaf in leaves}
+
+
+def unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested dict whose `flatten` this is."""
+    whole: dict[str, Any] = {}
+    for name, leaf in leaves.items():
+        *parents, last = name.split("/")
+        node = whole
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return whole
 
 
 def map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:

@@ -13,7 +13,7 @@ def get_config(arg: str = ""):
     config.steps = 5_000
     config.data.update(eval_share=0.03, eval_rows=2048)
     config.tokenizer.train_bytes = 16_000_000
-    config.model.update(vocab_size=2048, positions=128)
+    config.model.vocab_size = 2048
     config.phases = config.phases[:1]
-    config.phases[0].update(share=1.0, length=48, batch=32)
+    config.phases[0].update(share=1.0, batch=32)
     return presets.variants(config, arg)

@@ -14,11 +14,12 @@ PACKAGE = ROOT / "bert_jax"
 ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "bert_jax errors",
     "config tree",
-    "losses metrics scores sharding distributed log",
+    "losses metrics scores sharding distributed log arrays",
     "model optim data",
     "tasks interop",
     "step",
     "checkpoint evaluate",
+    "initial",
     "run",
     "train extract",
     "cli __main__",

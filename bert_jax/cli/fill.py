@@ -50,16 +50,18 @@ def _fill(
     from bert_jax import sharding
     from bert_jax.cli.restore import parameters
     from bert_jax.config import Mesh
+    from bert_jax.run import fit_vocabulary
     from bert_jax.tasks.pretrain import pretrain
 
     vocabulary = tokenizer.vocabulary()
     batch = _batch(tokenizer, text, config)
-    model = dataclasses.replace(config.model, vocab_size=vocabulary.size)
-    task = pretrain(model, config.objective)
+    config = fit_vocabulary(config, vocabulary.size)
+    # Without sentence pairs: a model that has no such head can fill in, too.
+    task = pretrain(config.model, dataclasses.replace(config.objective, pair="none"))
     mesh = sharding.make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
-    _, params = parameters(config, workdir, task, mesh)
+    _, params = parameters(workdir, task.init, mesh)
     logits = jax.jit(task.predict)(params, batch)["mlm_logits"][0]
-    share = np.asarray(jax.nn.softmax(logits, axis=-1))
+    share = np.asarray(jax.nn.softmax(logits, axis=-1))[:, : vocabulary.size]
     best = np.argsort(-share, axis=-1)[:, :top]
     return [
         [
@@ -88,12 +90,10 @@ def _batch(
         )
     row = np.array([token], np.int32)
     place = np.flatnonzero(row[0] == vocabulary.mask).astype(np.int32)[None]
-    zero = np.zeros((1, 1), np.int32)
     return {
         "token": row,
         "segment": np.zeros_like(row),
         "position": np.arange(row.shape[1], dtype=np.int32)[None],
         "example": np.ones_like(row),
         "mlm_position": place,
-        "nsp_position": zero,
     }

@@ -2,17 +2,17 @@
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from bert_jax import sharding
+from bert_jax import sharding, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Mesh
 from bert_jax.errors import UserError
 from bert_jax.run import Run, assemble
-from bert_jax.tasks import Task
 
 
 def restore(args: argparse.Namespace) -> tuple[Run, int, Any]:
@@ -23,7 +23,7 @@ def restore(args: argparse.Namespace) -> tuple[Run, int, Any]:
     """
     config = require(args)
     run = assemble(config, args.workdir, lambda _: None)
-    step, params = parameters(run.config, args.workdir, run.task, run.mesh)
+    step, params = parameters(args.workdir, run.task.init, run.mesh)
     return run, step, params
 
 
@@ -33,7 +33,8 @@ def require(args: argparse.Namespace) -> Config:
         raise UserError("--workdir=DIR is missing: the directory of a run")
     if args.config is None or not (Path(args.workdir) / "checkpoints").is_dir():
         raise UserError(
-            f"--workdir={args.workdir} holds no run; train one with bert-jax train"
+            f"--workdir={args.workdir} holds no run; train one with bert-jax train, or "
+            "import one with bert-jax import"
         )
     phases = [p.batch for p in args.config.phases]
     mesh = Mesh() if all(b % jax.device_count() == 0 for b in phases) else Mesh(1, 1, 1)
@@ -41,19 +42,38 @@ def require(args: argparse.Namespace) -> Config:
 
 
 def parameters(
-    config: Config, workdir: str, task: Task, mesh: jax.sharding.Mesh
+    workdir: str, init: Callable[[jax.Array], Any], mesh: jax.sharding.Mesh
 ) -> tuple[int, Any]:
-    """The newest checkpoint's step and parameters, without the optimizer's state."""
-    shapes = jax.eval_shape(task.init, jax.random.key(0))
-    places = sharding.param_shardings(mesh, shapes)
-    wanted = jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=place
-        ),
-        shapes,
-        places,
-    )
+    """The newest checkpoint's step and parameters, without the optimizer's state.
+
+    Args:
+      workdir: of the run.
+      init: rng -> the parameters that are needed; others that there are come along.
+      mesh: to place them on.
+
+    Raises:
+      UserError: there is no checkpoint, or it lacks a part or has another shape.
+    """
     directory = Path(workdir) / "checkpoints"
-    with Checkpoints(directory, config.keep_last, config.keep_best) as checkpoints:
+    with Checkpoints(directory, read_only=True) as checkpoints:
         step = checkpoints.latest_step()
-        return step or 0, checkpoints.restore_params(wanted, step)
+        if step is None:
+            raise UserError(f"{directory}: no checkpoint yet; let the run reach one")
+        needed = tree.flatten(jax.eval_shape(init, jax.random.key(0)))
+        saved = tree.flatten(checkpoints.params_shapes(step))
+        lacking = dict.fromkeys(n.split("/")[0] for n in needed if n not in saved)
+        if lacking:
+            raise UserError(
+                f"--workdir={workdir}: its model has no {' or '.join(lacking)} part, "
+                "which this command needs; train one with --config.init="
+                f"{workdir}, or use another run"
+            )
+        shapes = tree.unflatten({**saved, **needed})
+        wanted = jax.tree.map(
+            lambda leaf, place: jax.ShapeDtypeStruct(
+                leaf.shape, leaf.dtype, sharding=place
+            ),
+            shapes,
+            sharding.param_shardings(mesh, shapes),
+        )
+        return step, checkpoints.restore_params(wanted, step)

@@ -9,6 +9,7 @@ from bert_jax.config.schema import (
     Objective,
     Optim,
     Phase,
+    TaskSettings,
     Tokenizer,
 )
 
@@ -20,6 +21,7 @@ __all__ = [
     "Objective",
     "Optim",
     "Phase",
+    "TaskSettings",
     "Tokenizer",
     "freeze",
     "load",

@@ -75,16 +75,17 @@ def cpu(config: ConfigDict) -> None:
     """Brings a small model to useful scores within an hour on a few cores.
 
     A run of few tokens learns nothing but word frequencies until attention to
-    neighbours sets in. Small batches, a small vocabulary, larger initial weights and
-    a high learning rate bring that forward.
+    neighbours sets in. Short rows, small batches, a small vocabulary, larger initial
+    weights and a high learning rate bring that forward.
     """
-    config.steps = 12_000
+    config.steps = 10_000
     config.log_every, config.eval_every, config.save_every = 100, 1_000, 1_000
     config.model.update(vocab_size=8192, init_std=0.05, dtype="float32")
     config.model.update(dropout=0.0, attention_dropout=0.0)
     config.optim.update(peak_rate=2e-3, warmup_share=0.08, beta2=0.98)
-    for phase in config.phases:
-        phase.batch = max(1, 4096 // phase.length)
+    config.model.positions = 128
+    config.phases[0].update(length=48, batch=64)
+    config.phases[1].update(length=128, batch=32)
 
 
 def smoke(config: ConfigDict) -> None:

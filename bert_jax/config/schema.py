@@ -43,6 +43,14 @@ class Objective:
 
 
 @dataclasses.dataclass(frozen=True)
+class TaskSettings:
+    """What the model is for: its head and the names of its classes."""
+
+    kind: str = "pretrain"  # pretrain, classify, tag, span, choice, encoder (no head)
+    labels: tuple[str, ...] = ()  # names of the head's classes, in order
+
+
+@dataclasses.dataclass(frozen=True)
 class Model:
     """The encoder's sizes and numerics."""
 
@@ -107,6 +115,7 @@ class Mesh:
 class Config:
     """One pretraining run."""
 
+    init: str = ""  # run, Hugging Face or TF1 directory to start from; "" is random
     seed: int = 0  # decides initial weights, data order, masks and dropout
     steps: int = 1_000_000  # [updates] in all phases together
     log_every: int = 100  # [steps]
@@ -116,6 +125,7 @@ class Config:
     keep_best: int = 1  # checkpoints of lowest eval_mlm_loss kept besides
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
+    task: TaskSettings = TaskSettings()
     objective: Objective = Objective()
     model: Model = Model()
     optim: Optim = Optim()

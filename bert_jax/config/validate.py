@@ -9,6 +9,7 @@ from bert_jax.config.schema import Config
 _CHOICES = {
     "data.dtype": ("auto", "uint16", "uint32"),
     "tokenizer.kind": ("wordpiece", "bpe", "byte_bpe", "unigram"),
+    "task.kind": ("pretrain", "classify", "tag", "span", "choice", "encoder"),
     "objective.pair": ("nsp", "none"),
     "objective.mask_count": ("unbiased", "nearest"),
     "model.activation": ("gelu_tanh", "gelu"),

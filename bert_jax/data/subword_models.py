@@ -15,6 +15,7 @@ SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 SPACE = "\u2581"  # starts a word in the vocabularies of BPE and Unigram
 
 Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]
+Spans = list[tuple[list[int], list[tuple[int, int]]]]
 
 
 class Subwords:
@@ -39,13 +40,18 @@ class Subwords:
         found = self._tokenizer.encode_batch_fast(plain, add_special_tokens=False)
         return flatten([encoding.ids for encoding in found])
 
+    def encode_spans(self, texts: Sequence[str]) -> Spans:
+        """Ids and (start, end) of each text, in characters."""
+        found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
+        return [(encoding.ids, encoding.offsets) for encoding in found]
+
     def decode(self, ids: Sequence[int]) -> str:
         """As `TextTokenizer.decode`."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def save(self, directory: Path) -> None:
         """Writes the files that `load_tokenizer` reads."""
-        self._tokenizer.save(str(directory / "tokenizer.json"))
+        save(self._tokenizer, self.tokens, directory)
         if isinstance(self._tokenizer.model, tokenizers.models.WordPiece):
             lines = "".join(token + "\n" for token in self.tokens)
             (directory / "vocab.txt").write_text(lines, "utf-8")
@@ -63,7 +69,15 @@ class Unigram:
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """As `TextTokenizer.encode_batch`."""
         # One thread: the callers spread whole blocks of text over processes.
-        return flatten(self._processor.encode(list(texts), num_threads=1))
+        plain = [" ".join(text.split()) for text in texts]
+        return flatten(self._processor.encode(plain, num_threads=1))
+
+    def encode_spans(self, texts: Sequence[str]) -> Spans:
+        """Ids and (start, end) of each text, in characters."""
+        found = self._processor.encode(
+            list(texts), num_threads=1, return_type="offset_mapping"
+        )
+        return [(row["ids"], row["offsets"]) for row in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         """As `TextTokenizer.decode`."""
@@ -73,8 +87,7 @@ class Unigram:
     def save(self, directory: Path) -> None:
         """Writes the files that `load_tokenizer` reads."""
         (directory / "tokenizer.model").write_bytes(self._model)
-        tokenizer = as_fast_unigram(self._model, self.tokens)
-        tokenizer.save(str(directory / "tokenizer.json"))
+        save(as_fast_unigram(self._model, self.tokens), self.tokens, directory)
 
 
 def as_fast_unigram(model: bytes, tokens: list[str]) -> tokenizers.Tokenizer:
@@ -99,6 +112,23 @@ def as_fast_unigram(model: bytes, tokens: list[str]) -> tokenizers.Tokenizer:
     tokenizer.decoder = tokenizers.decoders.Metaspace()
     tokenizer.add_special_tokens(list(SPECIAL))
     return tokenizer
+
+
+def save(tokenizer: tokenizers.Tokenizer, tokens: list[str], directory: Path) -> None:
+    """Writes tokenizer.json, which frames texts and pairs as BERT reads them.
+
+    There [MASK] swallows the space before it, which byte-level BPE would otherwise
+    make a token of.
+    """
+    mask = tokenizers.AddedToken("[MASK]", lstrip=True, special=True)
+    tokenizer.add_special_tokens([mask])
+    cls, sep = "[CLS]", "[SEP]"
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {sep} $B:1 {sep}:1",
+        special_tokens=[(name, tokens.index(name)) for name in (cls, sep)],
+    )
+    tokenizer.save(str(directory / "tokenizer.json"))
 
 
 def flatten(rows: list[list[int]]) -> Encoded:

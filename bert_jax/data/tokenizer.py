@@ -22,6 +22,7 @@ from bert_jax.data.subword_models import (
     Encoded,
     Subwords,
     Unigram,
+    flatten,
     read_vocabulary,
     word_piece,
 )
@@ -71,6 +72,29 @@ class TextTokenizer:
         """
         return self._backend.encode_batch(texts)
 
+    def encode_spans(
+        self, texts: Sequence[str]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+        """`encode_batch`, and where in its text each token stands.
+
+        Args:
+          texts: any Unicode strings.
+
+        Returns:
+          Ids [T] and offsets [len(texts) + 1] as `encode_batch`, and int32 [T, 2]:
+          first character and the one after the last, without the space before a
+          word. A piece that stands for a space alone is empty.
+        """
+        plain, places = zip(*map(_collapse, texts), strict=True) if texts else ((), ())
+        rows = self._backend.encode_spans(plain)
+        spans = [
+            (int(place[a]), int(place[b - 1]) + 1 if b > a else int(place[a]))
+            for (_, found), text, place in zip(rows, plain, places, strict=True)
+            for a, b in (_trim(text, *span) for span in found)
+        ]
+        ids, offsets = flatten([row for row, _ in rows])
+        return ids, offsets, np.array(spans, np.int32).reshape(-1, 2)
+
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of one text; `special` reads [MASK] and its like as the tokens."""
         if not special:
@@ -108,6 +132,23 @@ class TextTokenizer:
         continues = np.array([_continues(token, self.kind) for token in tokens])
         pad, unk, cls, sep, mask = map(tokens.index, SPECIAL)
         return Vocabulary(len(tokens), pad, unk, cls, sep, mask, continues, digest)
+
+
+def _collapse(text: str) -> tuple[str, NDArray[np.int64]]:
+    """The text with single spaces, and the place of each of its characters before."""
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    ends = [(end, end + 1) for _, end in words]
+    places = [
+        np.arange(*span) for pair in zip(words, ends, strict=True) for span in pair
+    ]
+    whole = np.concatenate([*places, [len(text)]])
+    return " ".join(text[a:b] for a, b in words), whole
+
+
+def _trim(text: str, start: int, end: int) -> tuple[int, int]:
+    while start < end and text[start] == " ":
+        start += 1
+    return start, end
 
 
 def _continues(token: str, kind: str) -> bool:

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int32
 
 from bert_jax.config import Model
 from bert_jax.model.encoder import Embeddings, draw, padded_vocabulary, stack
-from bert_jax.model.layers import Dense, Norm, gelu
+from bert_jax.model.layers import Dense, Norm, dropout, gelu
 
 Batch = dict[str, Any]  # of arrays; see the data pipeline
 
@@ -22,20 +22,25 @@ class Bert(nn.Module):
 
     Attributes:
       config: the model's sizes and numerics.
+      classes: of the head of a fine-tuned model.
+      all_layers: keep what `hidden_states` gives; costs memory.
 
     Devlin et al. 2019, sections 3 and 3.1, appendix A.2.
     """
 
     config: Model
+    classes: int = 0
+    all_layers: bool = False
 
     def setup(self) -> None:
         """Declares the parameters and parts."""
         config = self.config
         self.embeddings = Embeddings(config)
-        self.layers = stack(config)
+        self.layers = stack(config, self.all_layers)
         self.pooler = Dense(config, (config.hidden,))
         self.mlm = MaskedHead(config)
         self.nsp = Dense(config, (2,))
+        self.head = Dense(config, (self.classes,))
 
     def encode(
         self, batch: Batch, rng: jax.Array | None = None
@@ -49,6 +54,22 @@ class Bert(nn.Module):
         Returns:
           config.dtype [B, L, D].
         """
+        return self._layers(batch, rng)[1]
+
+    def hidden_states(self, batch: Batch) -> Float[Array, "states B L D"]:
+        """The embeddings and every layer's features, of a model with `all_layers`.
+
+        Args:
+          batch: that of `encode`.
+
+        Returns:
+          config.dtype [N + 1, B, L, D]: embeddings first, the last layer last.
+        """
+        embedded, _, every = self._layers(batch, None)
+        return jnp.concatenate([embedded[None], every])
+
+    def _layers(self, batch: Batch, rng: jax.Array | None) -> tuple[Any, Any, Any]:
+        """The embeddings, the last layer and, of a model with all_layers, each."""
         batch = {name: jnp.asarray(value) for name, value in batch.items()}
         words = draw(rng, self.config.layers)
         x = self.embeddings(
@@ -58,7 +79,7 @@ class Bert(nn.Module):
             None if words is None else words.embeddings,
         )
         per_layer = None if words is None else words.layers
-        return self.layers(x, per_layer, batch["example"])[0]
+        return x, *self.layers(x, per_layer, batch["example"])
 
     def pool(
         self, hidden: Float[Array, "B L D"], position: Int32[Array, "B K"]
@@ -85,6 +106,29 @@ class Bert(nn.Module):
             pair = self.nsp(self.pool(hidden, batch["nsp_position"]))
             logits["nsp_logits"] = pair.astype(jnp.float32)
         return logits
+
+    def classify(
+        self, batch: Batch, rng: jax.Array | None = None
+    ) -> Float[Array, "B K C"]:
+        """float32 logits of the head for each packed example; needs `nsp_position`.
+
+        Devlin et al. 2019, section 4.1: a dropout, then one layer, on the summary.
+        """
+        pooled = self.pool(self.encode(batch, rng), jnp.asarray(batch["nsp_position"]))
+        return self._classes(pooled, rng)
+
+    def tag(self, batch: Batch, rng: jax.Array | None = None) -> Float[Array, "B L C"]:
+        """float32 logits of the head for each token, of answer spans too.
+
+        Devlin et al. 2019, sections 4.2 and 5.3.
+        """
+        return self._classes(self.encode(batch, rng), rng)
+
+    def _classes(self, x: Float[Array, "B _ D"], rng: jax.Array | None) -> Any:
+        if rng is not None:
+            words = jax.random.bits(jax.random.fold_in(rng, 2), (2,), jnp.uint32)
+            x = dropout(x, words, self.config.dropout)
+        return self.head(x).astype(jnp.float32)
 
 
 class MaskedHead(nn.Module):

@@ -81,6 +81,7 @@ class Layer(nn.Module):
     """One post-LayerNorm Transformer layer, in the form that `nn.scan` takes."""
 
     config: Model
+    keep: bool = False
 
     def setup(self) -> None:
         """Declares the parameters and parts."""
@@ -92,14 +93,17 @@ class Layer(nn.Module):
         x: Float[Array, "B L D"],
         words: UInt32[Array, "sites 2"] | None,
         example: Int32[Array, "B L"],
-    ) -> tuple[Float[Array, "B L D"], None]:
-        """Applies the layer; the None is what `nn.scan` would stack."""
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"] | None]:
+        """Applies the layer; what `nn.scan` stacks comes second."""
         x = self.attention(x, example, None if words is None else words[:2])
-        return self.mlp(x, None if words is None else words[2]), None
+        x = self.mlp(x, None if words is None else words[2])
+        return x, x if self.keep else None
 
 
-def stack(config: Model) -> nn.Module:
+def stack(config: Model, keep: bool) -> nn.Module:
     """All layers, their parameters stacked on a leading axis N.
+
+    The second result is each layer's output, stacked, or None unless `keep`.
 
     A loop over one compiled layer (`model.scan`) or the same layers unrolled:
     the parameters, the dropout and the values are the same.
@@ -120,7 +124,7 @@ def stack(config: Model) -> nn.Module:
         length=config.layers,
         unroll=1 if config.scan else config.layers,
     )
-    return scanned(config)
+    return scanned(config, keep)
 
 
 class Dropouts(NamedTuple):

@@ -189,6 +189,17 @@ def test_a_store_of_another_tokenizer_is_refused(run, tmp_path, capsys):
     assert "another tokenizer" in message and "config.tokenizer.path" in message
 
 
+def test_a_vocabulary_larger_than_the_model_is_refused(run, tmp_path, capsys):
+    workdir, _ = run
+    changes = {
+        "--config.data.store": workdir / "store",
+        "--config.model.vocab_size": "256",
+    }
+    assert main(_bad(tmp_path, tmp_path / "none.txt", **changes)) == 2
+    message = capsys.readouterr().err
+    assert "config.model.vocab_size=256" in message and "set --config" in message
+
+
 def test_an_unwritable_workdir_is_named(tmp_path, capsys):
     text = corpus.write(tmp_path / "text.txt")
     (tmp_path / "file").write_text("")

@@ -290,3 +290,74 @@ def test_an_iterator_can_be_left_early():
     stream = iterate(batches.batch, 0, 1_000)
     next(stream)
     stream.close()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_segment_of_one_sentence_gets_a_random_partner():
+    source = store([[60]] * 20)
+    plan = Batches(source, _config(Objective(short_seq_prob=0.0)), 0).plan
+    spans = plan.take(np.arange(plan.epoch_rows))
+    used = spans.first_length > 0
+    assert spans.random[used].all()
+    owners = [
+        [_document(source, offset) for offset in field[used]]
+        for field in (spans.first, spans.second)
+    ]
+    assert not any(a == b for a, b in zip(*owners, strict=True))
+
+
+def test_sentences_that_a_random_partner_displaces_are_put_back():
+    source = store([[6] * 40] * 5)
+    objective = Objective(short_seq_prob=0.0)
+    plan = Batches(source, _config(objective, length=51, max_packed=1), 0).plan
+    spans = plan.take(np.arange(plan.epoch_rows))
+    seen = np.zeros(len(source.tokens), int)
+    real = ~spans.random & (spans.first_length > 0)
+    for row, slot in np.argwhere(spans.first_length > 0):
+        first = spans.first[row, slot]
+        seen[first : first + spans.first_length[row, slot]] += 1
+        if real[row, slot]:
+            second = spans.second[row, slot]
+            seen[second : second + spans.second_length[row, slot]] += 1
+    assert spans.random.any() and real.any()
+    assert (seen == 1).all()  # as A or as what follows it: once, and none is lost
+
+
+def test_random_tokens_come_from_the_whole_vocabulary():
+    source = store([[3] * 8] * 2)
+    objective = Objective(mask_token_share=0.0, random_token_share=0.99)
+    batches = Batches(source, _config(objective, batch=512), 0)
+    shown = set()
+    for number in range(4):
+        batch = batches.batch(number)
+        rows, slots = np.nonzero(batch["mlm_weight"])
+        place = batch["mlm_position"][rows, slots]
+        shown |= set(batch["token"][rows, place].tolist())
+    assert shown == set(range(source.vocabulary.size))  # the special tokens too
+
+
+def test_a_word_that_exceeds_the_quota_is_skipped():
+    source = store([[200] * 20])
+    # Words of 30 tokens never fit into a quota of 7; those of one always do.
+    continues = np.zeros(source.vocabulary.size, bool)
+    continues[SPECIALS:] = np.arange(len(source.tokens)) % 60 < 30
+    continues[SPECIALS::60] = False
+    source = source._replace(vocabulary=source.vocabulary._replace(continues=continues))
+    objective = Objective(pair="none", whole_word=True, short_seq_prob=0.0)
+    batch = Batches(source, _config(objective, batch=32, max_packed=1), 0).batch(0)
+    assert (batch["mlm_weight"].sum(1) > 0).all()
+    label = batch["mlm_label"][batch["mlm_weight"] > 0]
+    # Pieces of a long word are masked only where a row holds but its end.
+    long = (label - SPECIALS) % 60 < 30
+    assert long.mean() < 0.05
+
+
+def test_rows_are_shuffled_over_the_whole_corpus():
+    source = store([[40]] * 2_000)
+    objective = Objective(pair="none", short_seq_prob=0.0)
+    plan = Batches(source, _config(objective, max_packed=1), 0).plan
+    first = plan.take(np.arange(plan.epoch_rows)).first[:, 0]
+    assert len(first) == 2_000
+    rank = np.corrcoef(np.arange(2_000), first)[0, 1]
+    assert abs(rank) < 0.1
+    # A buffer of 100 would leave every row within 100 places of its origin.
+    assert np.median(np.abs(first / 40 - np.arange(2_000))) > 300

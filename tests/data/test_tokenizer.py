@@ -213,3 +213,40 @@ def test_an_unfit_file_is_named(tmp_path, name, content, wanted, message):
 def test_a_vocabulary_smaller_than_the_alphabet_is_refused():
     with pytest.raises(UserError, match="config.model.vocab_size=200.*261"):
         train_tokenizer(config.Tokenizer(kind="byte_bpe"), 200, TEXT)
+
+
+SPACED = [
+    "  Caf\u00e9\u3000na\u00efve \n 1234+ fox",
+    "",
+    " \t ",
+    "\ud55c\uad6d\uc5b4  quick",
+]
+
+
+def test_spans_cover_the_text(trained):
+    texts = [*SPACED, *TEXT[:4]]
+    ids, offsets, spans = trained.encode_spans(texts)
+    for found, wanted in zip((ids, offsets), trained.encode_batch(texts), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert spans.shape == (len(ids), 2)
+    for text, begin, end in zip(texts, offsets, offsets[1:], strict=False):
+        own = spans[begin:end]
+        assert (np.diff(own, axis=1) >= 0).all() and (np.diff(own[:, 0]) >= 0).all()
+        covered = {i for a, b in own for i in range(a, b)}
+        assert covered >= {i for i, char in enumerate(text) if not char.isspace()}
+        assert not any(text[a].isspace() for a, b in own if b > a)
+
+
+def test_spans_of_word_pieces(tmp_path):
+    (tmp_path / "vocab.txt").write_text("\n".join(VOCABULARY))
+    tokenizer = load_tokenizer(tmp_path, config.Tokenizer())
+    ids, _, spans = tokenizer.encode_spans([" The  cats\tunknow."])
+    assert [tokenizer.token(int(i)) for i in ids] == [
+        "the",
+        "cat",
+        "##s",
+        "un",
+        "##know",
+        ".",
+    ]
+    assert spans.tolist() == [[1, 4], [6, 9], [9, 10], [11, 13], [13, 17], [17, 18]]

@@ -1,0 +1,62 @@
+"""`bert-jax export`: a run's model in Hugging Face's format."""
+
+import argparse
+import contextlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bert_jax.cli.arguments import parse
+
+EXAMPLE = "bert-jax export --workdir=runs/tiny --output=exported/tiny"
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output", metavar="DIR", required=True, help="the directory to make"
+    )
+
+
+def main(argv: Sequence[str]) -> int:
+    """Writes the newest checkpoint of a run for `from_pretrained`."""
+    about = "Write a run's newest checkpoint for Hugging Face's transformers."
+    args = parse(argv, about, EXAMPLE, _options, config_required=False)
+    from bert_jax.cli.restore import require
+
+    config = require(args)
+    import jax
+
+    from bert_jax import config as configs
+    from bert_jax import sharding
+    from bert_jax.cli.restore import parameters
+    from bert_jax.data.tokenizer import load_tokenizer
+    from bert_jax.interop import huggingface
+    from bert_jax.interop.card import card
+    from bert_jax.run import fit_vocabulary, store_directory
+
+    workdir = Path(args.workdir)
+    tokenizer = load_tokenizer(workdir / "tokenizer", config.tokenizer)
+    config = fit_vocabulary(config, tokenizer.vocabulary().size)
+    mesh = sharding.make_mesh(configs.Mesh(1, 1, 1), jax.devices()[:1])
+    step, params = parameters(args.workdir, lambda rng: {}, mesh)
+    kind, tensors = huggingface.to_tensors(params, config.model, config.task)
+    summary = _read(workdir / "summary.json")
+    manifest = _read(Path(store_directory(config, args.workdir)) / "manifest.json")
+    size = sum(array.size for array in tensors.values())
+    text = card(config, workdir.resolve().name, kind, summary, manifest, size)
+    output = Path(args.output)
+    huggingface.save(output, config, kind, tensors, tokenizer, text)
+    settings = configs.to_json(config)
+    (output / "bert_jax_config.json").write_text(settings, encoding="utf-8")
+    if args.json:
+        print(json.dumps({"output": args.output, "class": kind, "step": step}))
+        return 0
+    print(f'{args.output}: step {step}; load it with {kind}.from_pretrained("...")')
+    return 0
+
+
+def _read(file: Path) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        return json.loads(file.read_text(encoding="utf-8"))
+    return {}

@@ -1,0 +1,114 @@
+"""Weights to start from: a run's, or another program's."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from bert_jax import config as configs
+from bert_jax import interop, tree
+from bert_jax.checkpoint import Checkpoints
+from bert_jax.config import Config, Tokenizer
+from bert_jax.errors import UserError
+from bert_jax.sharding import replicated
+
+# What the weights decide; numerics such as dtype and dropout stay the new run's.
+_WEIGHTS_DECIDE = (
+    *("vocab_size", "vocab_multiple", "hidden", "layers", "heads", "mlp"),
+    *("positions", "segments", "activation", "norm_epsilon"),
+)
+
+
+def is_run(directory: str | Path) -> bool:
+    """Whether a directory is a run of ours, with weights in it."""
+    directory = Path(directory)
+    return (directory / "checkpoints").is_dir() and (
+        directory / "config.json"
+    ).is_file()
+
+
+def adopt(config: Config) -> Config:
+    """The config with the sizes and the tokenizer of `config.init`, if that is set.
+
+    Raises:
+      UserError: there is no model in that directory.
+    """
+    if not config.init:
+        return config
+    if is_run(config.init):
+        found = configs.load(str(Path(config.init) / "config.json"))
+        model, settings = found.model, found.tokenizer
+        path = str(Path(config.init) / "tokenizer")
+    else:
+        source = interop.load(config.init)
+        model, settings = source.model, source.settings
+        path = settings.path
+    if not config.tokenizer.path:
+        own = Tokenizer(kind=settings.kind, path=path, lowercase=settings.lowercase)
+        config = dataclasses.replace(config, tokenizer=own)
+    own = {name: getattr(model, name) for name in _WEIGHTS_DECIDE}
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **own))
+
+
+def weights(config: Config, fresh: Any, note: Callable[[str], None]) -> Any:
+    """Parameters with the weights of `config.init` in place of random ones.
+
+    Args:
+      config: with `init` set, from `adopt`.
+      fresh: the new model's random parameters, on their devices; consumed.
+      note: is told which parts keep them.
+
+    Returns:
+      The same tree, with the same shardings. A head that the weights lack, or have
+      for other classes, keeps its random values.
+
+    Raises:
+      UserError: the encoder's weights are missing or of other shapes.
+    """
+    own = tree.flatten(fresh)
+    if is_run(config.init):
+        found = tree.flatten(_restore(config.init, own))
+    else:
+        found = tree.flatten(interop.load(config.init).params)
+    faults, kept = [], []
+
+    def choose(name: str, leaf: Any) -> Any:
+        value = found.get(name)
+        if value is not None and value.shape == leaf.shape:
+            return jax.device_put(value, leaf.sharding)
+        if name.startswith(("embeddings/", "layers/")):
+            there = "missing" if value is None else list(value.shape)
+            faults.append(f"{name}: {there} there, {list(leaf.shape)} in this run")
+        kept.append(name.split("/")[0])
+        return leaf
+
+    params = tree.map_named(choose, fresh)
+    if faults:
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise UserError(f"config.init={config.init} is another encoder:\n{lines}")
+    note(f"weights of {config.init}" + (f"; random: {_list(kept)}" if kept else ""))
+    return params
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(dict.fromkeys(names))
+
+
+def _restore(directory: str, own: dict[str, Any]) -> Any:
+    """A run's parameters, placed like those of this run that have the same shape."""
+    with Checkpoints(Path(directory) / "checkpoints", read_only=True) as checkpoints:
+        step = checkpoints.latest_step()
+        if step is None:
+            raise UserError(f"config.init={directory}: that run has no checkpoint yet")
+        whole = next(iter(own.values())).sharding.mesh
+
+        def place(name: str, leaf: Any) -> jax.ShapeDtypeStruct:
+            same = own.get(name, leaf)
+            fits = name in own and same.shape == leaf.shape
+            where = same.sharding if fits else replicated(whole)
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+        shapes = checkpoints.params_shapes(step)
+        return checkpoints.restore_params(tree.map_named(place, shapes), step)

@@ -1,0 +1,35 @@
+"""Weights of other programs, in and out: Hugging Face and the original TensorFlow."""
+
+from pathlib import Path
+
+from bert_jax.errors import UserError
+from bert_jax.interop import huggingface, tf1
+from bert_jax.interop.source import Source
+
+__all__ = ["Source", "load"]
+
+
+def load(directory: str | Path) -> Source:
+    """Reads the model in a directory, whichever of the known programs wrote it.
+
+    Args:
+      directory: of Hugging Face's `save_pretrained` (`config.json`), or a released
+        checkpoint of the original code (`bert_config.json`).
+
+    Returns:
+      Config, parameters and tokenizer.
+
+    Raises:
+      UserError: no such model there, a damaged file, or an architecture that is not
+        BERT's; no code from a file is ever run.
+    """
+    directory = Path(directory)
+    if (directory / "config.json").is_file():
+        return huggingface.load(directory)
+    if (directory / "bert_config.json").is_file():
+        return tf1.load(directory)
+    raise UserError(
+        f"{directory}: no model there; give a directory with config.json and "
+        "model.safetensors (Hugging Face), or with bert_config.json, vocab.txt and "
+        "bert_model.ckpt.* (the original release)"
+    )

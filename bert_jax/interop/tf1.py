@@ -1,0 +1,66 @@
+"""The released checkpoints of the original code, google-research/bert."""
+
+from pathlib import Path
+
+import numpy as np
+
+from bert_jax.config import TaskSettings
+from bert_jax.errors import UserError
+from bert_jax.interop import names
+from bert_jax.interop.source import Source, read_json, read_model, read_tokenizer
+
+# Its "gelu" is the tanh approximation, unlike Hugging Face's of the same name.
+_ACTIVATIONS = {"gelu": "gelu_tanh"}
+_NOT_WEIGHTS = ("/adam_m", "/adam_v", "global_step")  # of the optimizer
+
+
+def load(directory: Path) -> Source:
+    """Reads `bert_config.json`, `vocab.txt` and the one `*.ckpt` in a directory.
+
+    Raises:
+      UserError: a file is missing or damaged, or does not fit the config.
+    """
+    file = directory / "bert_config.json"
+    # LayerNorm's epsilon is a constant of that code, in no file: 1e-12, our default.
+    model = read_model(file, read_json(file), _ACTIVATIONS)
+    tensors = _read(directory)
+    parts = names.parts_of(tensors)
+    where = f"{directory}, config in {file.name}"
+    params = names.from_theirs(tensors, model, parts, 0, where)
+    settings, tokenizer = read_tokenizer(directory, model, {})
+    kind = "pretrain" if "mlm" in parts else "encoder"
+    return Source(model, TaskSettings(kind=kind), params, settings, tokenizer)
+
+
+def _read(directory: Path) -> dict[str, np.ndarray]:
+    """The variables by Hugging Face's names, kernels turned to [output, input]."""
+    found = sorted(directory.glob("*.ckpt*.index")) or sorted(directory.glob("*.index"))
+    if len(found) != 1:
+        there = ", ".join(file.name for file in found) or "none"
+        raise UserError(
+            f"{directory}: needs one checkpoint, bert_model.ckpt.index with its "
+            f".data file; found: {there}"
+        )
+    try:
+        import tensorflow as tf
+    except ImportError:
+        raise UserError(
+            f"{directory}: reading a TensorFlow checkpoint needs TensorFlow; "
+            "pip install tensorflow-cpu"
+        ) from None
+    try:
+        reader = tf.train.load_checkpoint(str(found[0].with_suffix("")))
+        variables = {
+            name: reader.get_tensor(name)
+            for name in reader.get_variable_to_shape_map()
+            if not name.endswith(_NOT_WEIGHTS)
+        }
+    except Exception as error:  # the library raises a dozen kinds
+        first = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{found[0]}: damaged, or its .data file is ({first}); fetch it again"
+        ) from None
+    return {
+        names.from_tf1(name): array.T if name.endswith("/kernel") else array
+        for name, array in variables.items()
+    }
