@@ -84,8 +84,8 @@ def cpu(config: ConfigDict) -> None:
     config.model.update(dropout=0.0, attention_dropout=0.0)
     config.optim.update(peak_rate=2e-3, warmup_share=0.08, beta2=0.98)
     config.model.positions = 128
+    config.phases[-1].update(length=128, batch=32)
     config.phases[0].update(length=48, batch=64)
-    config.phases[1].update(length=128, batch=32)
 
 
 def smoke(config: ConfigDict) -> None:
