@@ -11,6 +11,7 @@ from bert_jax import config as configs
 from bert_jax import interop, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Tokenizer
+from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.sharding import replicated
 
@@ -29,6 +30,17 @@ def is_run(directory: str | Path) -> bool:
     ).is_file()
 
 
+def fit_vocabulary(config: Config, size: int) -> Config:
+    """The config for a vocabulary of `size` tokens, which may be fewer than asked for.
+
+    Weights from elsewhere may have rows that no token uses; those keep them.
+    """
+    if config.init:
+        return config
+    model = dataclasses.replace(config.model, vocab_size=size)
+    return dataclasses.replace(config, model=model)
+
+
 def adopt(config: Config) -> Config:
     """The config with the sizes and the tokenizer of `config.init`, if that is set.
 
@@ -39,11 +51,12 @@ def adopt(config: Config) -> Config:
         return config
     if is_run(config.init):
         found = configs.load(str(Path(config.init) / "config.json"))
-        model, settings = found.model, found.tokenizer
+        settings = found.tokenizer
         path = str(Path(config.init) / "tokenizer")
+        size = load_tokenizer(path, settings).vocabulary().size
+        model = fit_vocabulary(found, size).model
     else:
-        source = interop.load(config.init)
-        model, settings = source.model, source.settings
+        model, settings, _ = interop.describe(config.init)
         path = settings.path
     if not config.tokenizer.path:
         own = Tokenizer(kind=settings.kind, path=path, lowercase=settings.lowercase)
@@ -57,7 +70,7 @@ def weights(config: Config, fresh: Any, note: Callable[[str], None]) -> Any:
 
     Args:
       config: with `init` set, from `adopt`.
-      fresh: the new model's random parameters, on their devices; consumed.
+      fresh: the new model's random parameters, on their devices.
       note: is told which parts keep them.
 
     Returns:

@@ -1,7 +1,6 @@
 """What a run is made of: its directory, its data and its compiled parts."""
 
 import contextlib
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from bert_jax.data import prepare
 from bert_jax.data.store import Store, open_store
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.initial import fit_vocabulary
 from bert_jax.tasks import Task
 from bert_jax.tasks.pretrain import pretrain
 
@@ -80,17 +80,6 @@ def assemble(config: Config, workdir: str, note: Callable[[str], None]) -> Run:
     schedule = optim.learning_rate(config.optim, config.steps)
     task = pretrain(config.model, config.objective)
     return Run(config, store, mesh, task, optimizer, schedule)
-
-
-def fit_vocabulary(config: Config, size: int) -> Config:
-    """The config for a vocabulary of `size` tokens, which may be fewer than asked for.
-
-    Weights from elsewhere may have rows that no token uses; those keep them.
-    """
-    if config.init:
-        return config
-    model = dataclasses.replace(config.model, vocab_size=size)
-    return dataclasses.replace(config, model=model)
 
 
 def claim(config: Config, workdir: str) -> None:

@@ -31,9 +31,10 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax import sharding
     from bert_jax.cli.restore import parameters
     from bert_jax.data.tokenizer import load_tokenizer
+    from bert_jax.initial import fit_vocabulary
     from bert_jax.interop import huggingface
     from bert_jax.interop.card import card
-    from bert_jax.run import fit_vocabulary, store_directory
+    from bert_jax.run import store_directory
 
     workdir = Path(args.workdir)
     tokenizer = load_tokenizer(workdir / "tokenizer", config.tokenizer)

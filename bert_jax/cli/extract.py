@@ -66,8 +66,8 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax.config import Mesh
     from bert_jax.data.tokenizer import load_tokenizer
     from bert_jax.extract import Encoder, Job, extract, select
+    from bert_jax.initial import fit_vocabulary
     from bert_jax.model import Bert
-    from bert_jax.run import fit_vocabulary
 
     config = require(args)
     limit = config.model.positions

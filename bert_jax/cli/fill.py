@@ -50,7 +50,7 @@ def _fill(
     from bert_jax import sharding
     from bert_jax.cli.restore import parameters
     from bert_jax.config import Mesh
-    from bert_jax.run import fit_vocabulary
+    from bert_jax.initial import fit_vocabulary
     from bert_jax.tasks.pretrain import pretrain
 
     vocabulary = tokenizer.vocabulary()

@@ -84,6 +84,9 @@ def cpu(config: ConfigDict) -> None:
     config.model.update(dropout=0.0, attention_dropout=0.0)
     config.optim.update(peak_rate=2e-3, warmup_share=0.08, beta2=0.98)
     config.model.positions = 128
+    if len(config.phases) == 2:
+        # The positions beyond 48 start untrained, which takes more than a tenth.
+        config.phases[0].share = config.phases[1].share = 0.5
     config.phases[-1].update(length=128, batch=32)
     config.phases[0].update(length=48, batch=64)
 

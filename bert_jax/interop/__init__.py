@@ -1,12 +1,13 @@
 """Weights of other programs, in and out: Hugging Face and the original TensorFlow."""
 
 from pathlib import Path
+from types import ModuleType
 
 from bert_jax.errors import UserError
 from bert_jax.interop import huggingface, tf1
-from bert_jax.interop.source import Source
+from bert_jax.interop.source import Described, Source
 
-__all__ = ["Source", "load"]
+__all__ = ["Described", "Source", "describe", "load"]
 
 
 def load(directory: str | Path) -> Source:
@@ -23,11 +24,19 @@ def load(directory: str | Path) -> Source:
       UserError: no such model there, a damaged file, or an architecture that is not
         BERT's; no code from a file is ever run.
     """
-    directory = Path(directory)
+    return _format(Path(directory)).load(Path(directory))
+
+
+def describe(directory: str | Path) -> Described:
+    """`load` without the parameters, which may be large."""
+    return _format(Path(directory)).describe(Path(directory))
+
+
+def _format(directory: Path) -> ModuleType:
     if (directory / "config.json").is_file():
-        return huggingface.load(directory)
+        return huggingface
     if (directory / "bert_config.json").is_file():
-        return tf1.load(directory)
+        return tf1
     raise UserError(
         f"{directory}: no model there; give a directory with config.json and "
         "model.safetensors (Hugging Face), or with bert_config.json, vocab.txt and "

@@ -14,7 +14,13 @@ from bert_jax.data.subword_models import SPECIAL
 from bert_jax.data.tokenizer import TextTokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import names
-from bert_jax.interop.source import Source, read_json, read_model, read_tokenizer
+from bert_jax.interop.source import (
+    Described,
+    Source,
+    read_json,
+    read_model,
+    read_tokenizer,
+)
 
 _ACTIVATIONS = {
     "gelu": "gelu",
@@ -38,17 +44,30 @@ _TIED = {  # copies that some versions write beside the tensor itself
 }
 
 
-def load(directory: Path) -> Source:
-    """Reads what `save_pretrained` of a BERT class wrote.
+def describe(directory: Path) -> Described:
+    """The model and tokenizer that `save_pretrained` of a BERT class wrote.
 
     Raises:
-      UserError: a file is missing or damaged, is not of a BERT, or its sizes
-        disagree with the config; pickled code is never run.
+      UserError: a file is missing or damaged, or is not of a BERT.
     """
-    file = directory / "config.json"
+    file, options = directory / "config.json", directory / "tokenizer_config.json"
     values = read_json(file)
     _check_architecture(file, values)
     model = read_model(file, values, _ACTIVATIONS)
+    said = read_json(options) if options.is_file() else {}
+    return read_tokenizer(directory, model, said)
+
+
+def load(directory: Path) -> Source:
+    """The same with the weights.
+
+    Raises:
+      UserError: as `describe`; also a damaged weights file, or sizes that disagree
+        with the config. Pickled code is never run.
+    """
+    model, settings, tokenizer = describe(directory)
+    file = directory / "config.json"
+    values = read_json(file)
     tensors = _clean(dict(_read(directory)), directory)
     parts = names.parts_of(tensors)
     kind, needed = _kind(file, values, parts)
@@ -56,10 +75,6 @@ def load(directory: Path) -> Source:
     where = f"{directory}, config in {file.name}"
     everything = parts | set(needed)
     params = names.from_theirs(tensors, model, everything, len(labels), where)
-    options = directory / "tokenizer_config.json"
-    settings, tokenizer = read_tokenizer(
-        directory, model, read_json(options) if options.is_file() else {}
-    )
     task = TaskSettings(kind=kind, labels=labels)
     return Source(model, task, params, settings, tokenizer)
 

@@ -10,8 +10,16 @@ from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from bert_jax.errors import UserError
 
 
+class Described(NamedTuple):
+    """A model of another program, in our terms, before its weights are read."""
+
+    model: Model
+    settings: Tokenizer  # with the path of its file
+    tokenizer: TextTokenizer
+
+
 class Source(NamedTuple):
-    """A model of another program, in our terms."""
+    """The same with its weights."""
 
     model: Model
     task: TaskSettings
@@ -91,10 +99,8 @@ def read_model(
     return Model(**numbers, activation=activation, dtype="float32")
 
 
-def read_tokenizer(
-    path: Path, model: Model, options: Mapping[str, Any]
-) -> tuple[Tokenizer, TextTokenizer]:
-    """The WordPiece tokenizer in a directory, checked against the model.
+def read_tokenizer(path: Path, model: Model, options: Mapping[str, Any]) -> Described:
+    """Adds the WordPiece tokenizer in a directory, checked against the model.
 
     Args:
       path: holds tokenizer.json or vocab.txt.
@@ -115,7 +121,7 @@ def read_tokenizer(
             f"{path}: the vocabulary has {size} tokens, the embedding table only "
             f"vocab_size={model.vocab_size} rows; the tokenizer is another model's"
         )
-    return settings, tokenizer
+    return Described(model, settings, tokenizer)
 
 
 def _cased(vocabulary: Path) -> bool:

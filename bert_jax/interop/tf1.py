@@ -7,27 +7,42 @@ import numpy as np
 from bert_jax.config import TaskSettings
 from bert_jax.errors import UserError
 from bert_jax.interop import names
-from bert_jax.interop.source import Source, read_json, read_model, read_tokenizer
+from bert_jax.interop.source import (
+    Described,
+    Source,
+    read_json,
+    read_model,
+    read_tokenizer,
+)
 
 # Its "gelu" is the tanh approximation, unlike Hugging Face's of the same name.
 _ACTIVATIONS = {"gelu": "gelu_tanh"}
 _NOT_WEIGHTS = ("/adam_m", "/adam_v", "global_step")  # of the optimizer
 
 
-def load(directory: Path) -> Source:
-    """Reads `bert_config.json`, `vocab.txt` and the one `*.ckpt` in a directory.
+def describe(directory: Path) -> Described:
+    """The model in `bert_config.json` and the tokenizer in `vocab.txt`.
 
     Raises:
-      UserError: a file is missing or damaged, or does not fit the config.
+      UserError: a file is missing or damaged.
     """
     file = directory / "bert_config.json"
     # LayerNorm's epsilon is a constant of that code, in no file: 1e-12, our default.
     model = read_model(file, read_json(file), _ACTIVATIONS)
+    return read_tokenizer(directory, model, {})
+
+
+def load(directory: Path) -> Source:
+    """The same with the weights of the one `*.ckpt` beside them.
+
+    Raises:
+      UserError: as `describe`; also weights that are damaged or do not fit.
+    """
+    model, settings, tokenizer = describe(directory)
     tensors = _read(directory)
     parts = names.parts_of(tensors)
-    where = f"{directory}, config in {file.name}"
+    where = f"{directory}, config in bert_config.json"
     params = names.from_theirs(tensors, model, parts, 0, where)
-    settings, tokenizer = read_tokenizer(directory, model, {})
     kind = "pretrain" if "mlm" in parts else "encoder"
     return Source(model, TaskSettings(kind=kind), params, settings, tokenizer)
 

@@ -72,6 +72,19 @@ def test_a_finished_run_says_so_and_changes_nothing(run, capsys):
     assert (workdir / "summary.json").read_bytes() == before
 
 
+def test_another_run_starts_from_its_weights(run, tmp_path):
+    workdir, arguments = run
+    # A rate that is nothing in float32, so that no weight changes.
+    flags = [f"--config.init={workdir}", "--config.optim.peak_rate=1e-50"]
+    flags += [f"--workdir={tmp_path / 'run'}", "--config.seed=8"]
+    assert main([*arguments, *flags]) == 0
+    digests = [
+        json.loads((folder / "summary.json").read_text())["params_digest"]
+        for folder in (workdir, tmp_path / "run")
+    ]
+    assert digests[0] == digests[1]
+
+
 def test_evaluate_repeats_the_summary(run, capsys):
     workdir, _ = run
     assert main(["evaluate", f"--workdir={workdir}", "--json"]) == 0
