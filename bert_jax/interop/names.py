@@ -33,77 +33,44 @@ class Name(NamedTuple):
     their_shape: str
 
 
-_ENCODER = "bert.encoder.layer.{}."
-_SELF = f"{_ENCODER}attention.self."
-TABLE = (
-    Name("embeddings/token", "W D", "bert.embeddings.word_embeddings.weight", "V D"),
-    Name(
-        "embeddings/position",
-        "P D",
-        "bert.embeddings.position_embeddings.weight",
-        "P D",
-    ),
-    Name(
-        "embeddings/segment",
-        "S D",
-        "bert.embeddings.token_type_embeddings.weight",
-        "S D",
-    ),
-    Name("embeddings/norm/scale", "D", "bert.embeddings.LayerNorm.weight", "D"),
-    Name("embeddings/norm/bias", "D", "bert.embeddings.LayerNorm.bias", "D"),
-    *(
-        row
-        for part in ("query", "key", "value")
-        for row in (
-            Name(
-                f"layers/attention/{part}/kernel",
-                "D H h",
-                f"{_SELF}{part}.weight",
-                "D D",
-            ),
-            Name(f"layers/attention/{part}/bias", "H h", f"{_SELF}{part}.bias", "D"),
-        )
-    ),
-    Name(
-        "layers/attention/out/kernel",
-        "H h D",
-        f"{_ENCODER}attention.output.dense.weight",
-        "D D",
-    ),
-    Name(
-        "layers/attention/out/bias", "D", f"{_ENCODER}attention.output.dense.bias", "D"
-    ),
-    Name(
-        "layers/attention/norm/scale",
-        "D",
-        f"{_ENCODER}attention.output.LayerNorm.weight",
-        "D",
-    ),
-    Name(
-        "layers/attention/norm/bias",
-        "D",
-        f"{_ENCODER}attention.output.LayerNorm.bias",
-        "D",
-    ),
-    Name("layers/mlp/up/kernel", "D F", f"{_ENCODER}intermediate.dense.weight", "F D"),
-    Name("layers/mlp/up/bias", "F", f"{_ENCODER}intermediate.dense.bias", "F"),
-    Name("layers/mlp/down/kernel", "F D", f"{_ENCODER}output.dense.weight", "D F"),
-    Name("layers/mlp/down/bias", "D", f"{_ENCODER}output.dense.bias", "D"),
-    Name("layers/mlp/norm/scale", "D", f"{_ENCODER}output.LayerNorm.weight", "D"),
-    Name("layers/mlp/norm/bias", "D", f"{_ENCODER}output.LayerNorm.bias", "D"),
-    Name("pooler/kernel", "D D", "bert.pooler.dense.weight", "D D"),
-    Name("pooler/bias", "D", "bert.pooler.dense.bias", "D"),
-    Name(
-        "mlm/transform/kernel", "D D", "cls.predictions.transform.dense.weight", "D D"
-    ),
-    Name("mlm/transform/bias", "D", "cls.predictions.transform.dense.bias", "D"),
-    Name("mlm/norm/scale", "D", "cls.predictions.transform.LayerNorm.weight", "D"),
-    Name("mlm/norm/bias", "D", "cls.predictions.transform.LayerNorm.bias", "D"),
-    Name("mlm/bias", "W", "cls.predictions.bias", "V"),
-    Name("nsp/kernel", "D 2", "cls.seq_relationship.weight", "2 D"),
-    Name("nsp/bias", "2", "cls.seq_relationship.bias", "2"),
-    Name("head/kernel", "D C", "classifier.weight", "C D"),
-    Name("head/bias", "C", "classifier.bias", "C"),
+# `*` stands for the part of a layer's name that holds its number.
+_ROWS = """
+embeddings/token               W D    bert.embeddings.word_embeddings.weight        V D
+embeddings/position            P D    bert.embeddings.position_embeddings.weight    P D
+embeddings/segment             S D    bert.embeddings.token_type_embeddings.weight  S D
+embeddings/norm/scale          D      bert.embeddings.LayerNorm.weight              D
+embeddings/norm/bias           D      bert.embeddings.LayerNorm.bias                D
+layers/attention/query/kernel  D H h  *.attention.self.query.weight                 D D
+layers/attention/query/bias    H h    *.attention.self.query.bias                   D
+layers/attention/key/kernel    D H h  *.attention.self.key.weight                   D D
+layers/attention/key/bias      H h    *.attention.self.key.bias                     D
+layers/attention/value/kernel  D H h  *.attention.self.value.weight                 D D
+layers/attention/value/bias    H h    *.attention.self.value.bias                   D
+layers/attention/out/kernel    H h D  *.attention.output.dense.weight               D D
+layers/attention/out/bias      D      *.attention.output.dense.bias                 D
+layers/attention/norm/scale    D      *.attention.output.LayerNorm.weight           D
+layers/attention/norm/bias     D      *.attention.output.LayerNorm.bias             D
+layers/mlp/up/kernel           D F    *.intermediate.dense.weight                   F D
+layers/mlp/up/bias             F      *.intermediate.dense.bias                     F
+layers/mlp/down/kernel         F D    *.output.dense.weight                         D F
+layers/mlp/down/bias           D      *.output.dense.bias                           D
+layers/mlp/norm/scale          D      *.output.LayerNorm.weight                     D
+layers/mlp/norm/bias           D      *.output.LayerNorm.bias                       D
+pooler/kernel                  D D    bert.pooler.dense.weight                      D D
+pooler/bias                    D      bert.pooler.dense.bias                        D
+mlm/transform/kernel           D D    cls.predictions.transform.dense.weight        D D
+mlm/transform/bias             D      cls.predictions.transform.dense.bias          D
+mlm/norm/scale                 D      cls.predictions.transform.LayerNorm.weight    D
+mlm/norm/bias                  D      cls.predictions.transform.LayerNorm.bias      D
+mlm/bias                       W      cls.predictions.bias                          V
+nsp/kernel                     D 2    cls.seq_relationship.weight                   2 D
+nsp/bias                       2      cls.seq_relationship.bias                     2
+head/kernel                    D C    classifier.weight                             C D
+head/bias                      C      classifier.bias                               C
+"""
+TABLE = tuple(
+    Name(*re.split(" {2,}", row.replace("*", "bert.encoder.layer.{}")))
+    for row in _ROWS.strip().splitlines()
 )
 ENCODER = ("embeddings", "layers")  # parts that every file must have
 
