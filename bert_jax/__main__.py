@@ -33,7 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       else is a bug and leaves as an exception, with its traceback and status 1.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")  # TensorFlow's start-up notes
+    # TensorFlow only feeds batches here: no notes at start-up, and no oneDNN, whose
+    # note no log level hides.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
         status = _dispatch(argv)
         sys.stdout.flush()
