@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "pretrain; the same command again continues a stopped run",
     "evaluate": "score a run on its held-out text",
     "fill": "let a trained model fill in a [MASK]",
+    "predict": "let a fine-tuned model label the lines of a file",
     "import": "turn a Hugging Face or original BERT into a run directory",
     "export": "write a run's model for Hugging Face's transformers",
     "extract": "turn the lines of a text file into feature vectors",

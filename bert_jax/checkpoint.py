@@ -35,6 +35,7 @@ class Checkpoints:
         keep_last: int = 1,
         keep_best: int = 0,
         metric: str = "eval_mlm_loss",
+        largest: bool = False,
         read_only: bool = False,
     ) -> None:
         """Opens the directory, making it if need be.
@@ -42,8 +43,9 @@ class Checkpoints:
         Args:
           directory: `checkpoints/` of the run directory.
           keep_last: newest checkpoints kept.
-          keep_best: checkpoints of lowest `metric` kept besides.
+          keep_best: checkpoints of best `metric` kept besides.
           metric: a name in the metrics given to `save`.
+          largest: the best is of the largest `metric`, not the lowest.
           read_only: change nothing there; a run may be writing to it.
 
         Raises:
@@ -53,12 +55,19 @@ class Checkpoints:
         absl.logging.set_verbosity(absl.logging.ERROR)
         self._directory = Path(directory).absolute()
         self._metric = metric
+
+        def rank(metrics: Mapping[str, float]) -> float:
+            """Lower is better; a value that is not a number counts as worst."""
+            value = metrics.get(metric, math.nan)
+            value = math.inf if math.isnan(value) else value
+            return -value if largest and value != math.inf else value
+
+        self._rank = rank
         keep: list[policies.PreservationPolicy] = [policies.LatestN(keep_last)]
         if keep_best:
             keep.append(
                 policies.BestN(
-                    # Sorted best last; a loss that is not a number counts as worst.
-                    get_metric_fn=lambda metrics: _rank(metrics, metric),
+                    get_metric_fn=rank,  # sorted best last
                     reverse=True,
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
@@ -66,7 +75,7 @@ class Checkpoints:
             )
         options = ocp.CheckpointManagerOptions(
             # Without best_fn the metrics are not written, whatever the policy.
-            best_fn=lambda metrics: _rank(metrics, metric),
+            best_fn=rank,
             best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=not read_only,
@@ -138,16 +147,17 @@ class Checkpoints:
         """The step [updates] of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
 
-    def best_step(self) -> int | None:
-        """The step [updates] of the checkpoint of lowest metric, or None."""
+    def best(self) -> tuple[int, dict[str, float]] | None:
+        """The checkpoint of best metric: its step [updates] and its metrics."""
         self.wait()
-        scored = {step: self._manager.metrics(step) for step in self.steps()}
-        ranked = {
-            step: _rank(metrics, self._metric)
-            for step, metrics in scored.items()
-            if metrics and self._metric in metrics
-        }
-        return min(ranked, key=ranked.__getitem__, default=None)
+        scored = [(step, self._manager.metrics(step) or {}) for step in self.steps()]
+        ranked = [pair for pair in scored if self._metric in pair[1]]
+        return min(ranked, key=lambda pair: self._rank(pair[1]), default=None)
+
+    def best_step(self) -> int | None:
+        """The step [updates] of the checkpoint of best metric, or None."""
+        best = self.best()
+        return best[0] if best else None
 
     def steps(self) -> list[int]:
         """The steps [updates] of all complete checkpoints, oldest first."""
@@ -257,11 +267,6 @@ class Checkpoints:
 
 def _floats(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items()}
-
-
-def _rank(metrics: Mapping[str, float], metric: str) -> float:
-    value = metrics.get(metric, math.inf)
-    return math.inf if math.isnan(value) else value
 
 
 def _differences(saved: Any, wanted: Any) -> list[str]:

@@ -4,6 +4,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
@@ -16,10 +17,12 @@ from bert_jax.tasks import Task
 
 
 class HeldOut(NamedTuple):
-    """Held-out rows with fixed masks, and what is known of them beforehand."""
+    """What a model is scored on, and what is known of it beforehand."""
 
-    batches: Batches
+    batches: Any  # with len() and batch(number, part)
     facts: dict[str, Any]  # md5, baselines
+    # From what the model predicts for each batch to more metrics, if any.
+    score: Callable[[list[dict[str, np.ndarray]]], dict[str, float]] | None = None
 
 
 def held_out(store: Store, config: Config, phase: int) -> HeldOut:
@@ -60,6 +63,7 @@ def held_out(store: Store, config: Config, phase: int) -> HeldOut:
 def evaluate(
     task: Task,
     eval_step: Callable[[Any, Any], Any],
+    predict_step: Callable[[Any, Any], Any],
     params: Any,
     data: HeldOut,
     sharding: NamedSharding,
@@ -69,6 +73,7 @@ def evaluate(
     Args:
       task: gives the final metrics from sums.
       eval_step: from `step.make_eval_step`.
+      predict_step: from `step.make_predict_step`; used if `data` has a score.
       params: the parameters, sharded as `eval_step` expects.
       data: from `held_out`.
       sharding: of a batch.
@@ -77,10 +82,14 @@ def evaluate(
       `eval_...` metrics over all rows together.
     """
     sums: dict[str, tuple[float, float]] = {}
-    rows = device.host_rows(data.batches.phase.batch)
+    outputs = []
     for number in range(len(data.batches)):
-        batch = device.to_device(data.batches.batch(number, rows), sharding)
+        read = data.batches.batch(number, device.host_part())
+        batch = device.to_device(read, sharding)
+        if data.score:
+            outputs.append(jax.device_get(predict_step(params, batch)))
         pairs = eval_step(params, batch)
         new = {name: (float(a), float(b)) for name, (a, b) in pairs.items()}
         sums = metrics.add(sums, new)
-    return task.score(sums)
+    more = data.score(outputs) if data.score else {}
+    return {**task.score(sums), **more}

@@ -21,6 +21,7 @@ import numpy as np
 from bert_jax import arrays, sharding
 from bert_jax.config import Model
 from bert_jax.data import lines
+from bert_jax.data.sequences import Sequences, rows_of
 from bert_jax.data.tokenizer import TextTokenizer
 from bert_jax.errors import UserError
 from bert_jax.model import Bert
@@ -168,7 +169,7 @@ class _Run:
         self._devices = encoder.mesh.shape["data"] * encoder.mesh.shape["fsdp"]
         self._apply = jax.jit(_features(encoder.model, chosen, how, job.pool))
 
-    def window(self, texts: lines.Texts) -> dict[str, np.ndarray]:
+    def window(self, texts: Sequences) -> dict[str, np.ndarray]:
         """The arrays of the output for these lines."""
         length = np.diff(texts.offset)
         pooled = self._job.pool != "none"
@@ -188,7 +189,7 @@ class _Run:
                 some = rows[first : first + size]
                 empty = np.full((size - len(some), rows.shape[1]), -1, rows.dtype)
                 some = np.concatenate([some, empty])
-                batch, source = lines.batch(texts, some, limit)
+                batch, source = rows_of(texts, some, limit)
                 given = jax.device_put(batch, self._place)
                 found = self._apply(self._encoder.params, given)
                 pending.append((some if pooled else source, found))
@@ -198,7 +199,6 @@ class _Run:
             collect()
         if pooled:
             return {"features": features}
-        assert texts.span is not None
         return {
             "features": features,
             "offset": texts.offset,
@@ -223,9 +223,11 @@ def _features(
             states = bert.apply(variables, batch, method="encode")[None]
         states = states.astype(jnp.float32)
         if pool == "cls":
-            states = jnp.take_along_axis(states, batch["first"][None, :, :, None], 2)
+            states = jnp.take_along_axis(
+                states, batch["nsp_position"][None, :, :, None], 2
+            )
         elif pool == "mean":
-            slots = jnp.arange(batch["first"].shape[1])[None, None] + 1
+            slots = jnp.arange(batch["nsp_position"].shape[1])[None, None] + 1
             inside = (batch["example"][:, :, None] == slots).astype(jnp.float32)
             count = jnp.maximum(inside.sum(1), 1)[None, :, :, None]
             states = jnp.einsum("BLK,NBLD->NBKD", inside, states) / count

@@ -4,31 +4,63 @@ import contextlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import optax
 from jax.sharding import Mesh
 
-from bert_jax import optim, sharding
+from bert_jax import labelled, optim, sharding
 from bert_jax.config import Config, to_json
 from bert_jax.data import prepare
+from bert_jax.data.pipeline import Batches
 from bert_jax.data.store import Store, open_store
-from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.evaluate import HeldOut, held_out
 from bert_jax.initial import fit_vocabulary
 from bert_jax.tasks import Task
+from bert_jax.tasks.classify import classify
 from bert_jax.tasks.pretrain import pretrain
 
 # Settings that may differ when a run is continued: they change no result.
 _FREE = ("log_every", "eval_every", "save_every", "keep_last", "keep_best", "mesh")
 
 
+@runtime_checkable
+class Data(Protocol):
+    """Where batches come from."""
+
+    def batches(self, phase: int) -> Any:
+        """Training batches of a phase, with `batch(number, part)`."""
+        ...
+
+    def held_out(self, phase: int) -> HeldOut:
+        """What the model is scored on."""
+        ...
+
+
+class Stored(NamedTuple):
+    """Pretraining examples of a token store."""
+
+    store: Store
+    config: Config
+
+    def batches(self, phase: int) -> Batches:
+        """Training batches of a phase."""
+        return Batches(self.store, self.config, phase)
+
+    def held_out(self, phase: int) -> HeldOut:
+        """The held-out documents, with fixed masks."""
+        return held_out(self.store, self.config, phase)
+
+
 class Run(NamedTuple):
     """The parts of a run that do not change while it lasts."""
 
-    config: Config  # model.vocab_size is that of the store
-    store: Store
+    config: Config  # model.vocab_size is that of the tokenizer
+    tokenizer: TextTokenizer
+    data: Data
     mesh: Mesh
     task: Task
     optimizer: optax.GradientTransformation
@@ -40,13 +72,31 @@ def store_directory(config: Config, workdir: str) -> str:
     return config.data.store or str(Path(workdir) / "store")
 
 
-def assemble(config: Config, workdir: str, note: Callable[[str], None]) -> Run:
+def settle(config: Config) -> tuple[Config, labelled.Files | None]:
+    """What labelled files decide of a run, before it begins, and the files.
+
+    Raises:
+      UserError: a file is missing or wrong.
+    """
+    if config.task.kind not in labelled.KINDS:
+        return config, None
+    files = labelled.read(config.task)
+    return labelled.settle(config, files), files
+
+
+def assemble(
+    config: Config,
+    workdir: str,
+    note: Callable[[str], None],
+    files: labelled.Files | None = None,
+) -> Run:
     """Opens or prepares the data and builds the parts, checking them together.
 
     Args:
-      config: of the run.
+      config: of the run, from `settle`.
       workdir: the run directory.
       note: is told what takes long.
+      files: from `settle`.
 
     Returns:
       The run; nothing is allocated on the devices yet.
@@ -57,6 +107,13 @@ def assemble(config: Config, workdir: str, note: Callable[[str], None]) -> Run:
     mesh = sharding.make_mesh(config.mesh)
     for i, phase in enumerate(config.phases):
         sharding.check_batch(mesh, phase, i)
+    if config.task.kind in labelled.KINDS:
+        return _labelled(config, mesh, files or labelled.read(config.task))
+    if config.task.kind != "pretrain":
+        raise UserError(
+            f"config.task.kind={config.task.kind}: cannot be trained or scored; use "
+            f"pretrain, {', '.join(labelled.KINDS)}"
+        )
     directory = store_directory(config, workdir)
     if not (config.data.store and Path(directory, "manifest.json").is_file()):
         prepare.prepare_store(config, directory, config.data.num_workers, note)
@@ -76,10 +133,30 @@ def assemble(config: Config, workdir: str, note: Callable[[str], None]) -> Run:
                 "tokenizer, or prepare another store with --config.data.store=DIR"
             )
     config = fit_vocabulary(config, size)
+    task = pretrain(config.model, config.objective)
+    tokenizer = load_tokenizer(directory, config.tokenizer)
+    return _run(config, tokenizer, Stored(store, config), mesh, task)
+
+
+def _labelled(config: Config, mesh: Mesh, files: labelled.Files) -> Run:
+    if not config.tokenizer.path:
+        raise UserError(
+            "config.tokenizer.path: not set; --config.init=DIR of a model brings its "
+            "tokenizer along, or name one to train a model from scratch"
+        )
+    tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer)
+    config = fit_vocabulary(config, tokenizer.vocabulary().size)
+    unit = mesh.shape["data"] * mesh.shape["fsdp"]
+    data = labelled.Labelled(config, files, tokenizer, unit)
+    return _run(config, tokenizer, data, mesh, classify(config.model, config.task))
+
+
+def _run(
+    config: Config, tokenizer: TextTokenizer, data: Data, mesh: Mesh, task: Task
+) -> Run:
     optimizer = optim.optimizer(config.optim, config.steps)
     schedule = optim.learning_rate(config.optim, config.steps)
-    task = pretrain(config.model, config.objective)
-    return Run(config, store, mesh, task, optimizer, schedule)
+    return Run(config, tokenizer, data, mesh, task, optimizer, schedule)
 
 
 def claim(config: Config, workdir: str) -> None:
@@ -128,9 +205,9 @@ def _differences(old: object, new: object, path: str) -> list[str]:
     return [fault for pair in pairs for fault in _differences(*pair)]
 
 
-def finished(config: Config, workdir: str) -> dict | None:
+def finished(workdir: str) -> dict | None:
     """The summary of a run that has done all its steps, or None."""
     with contextlib.suppress(OSError, ValueError):
         summary = json.loads((Path(workdir) / "summary.json").read_text())
-        return summary if summary["steps"] >= config.steps else None
+        return summary if summary["steps"] else None  # 0: an imported model
     return None

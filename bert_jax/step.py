@@ -234,9 +234,20 @@ def make_eval_step(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Pairs]:
     def eval_step(params: Any, batch: Batch) -> Pairs:
         return task.loss(params, batch, None)
 
+    return _reader(eval_step, task, mesh)
+
+
+def make_predict_step(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Batch]:
+    """Compiles `task.predict`: (params, batch) -> logits, whole on every device."""
+    return _reader(task.predict, task, mesh)
+
+
+def _reader(
+    function: Callable[[Any, Batch], Any], task: Task, mesh: Mesh
+) -> Callable[[Any, Batch], Any]:
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     return jax.jit(
-        eval_step,
+        function,
         in_shardings=(
             sharding.param_shardings(mesh, shapes),
             sharding.batch_sharding(mesh),

@@ -13,11 +13,10 @@ import numpy as np
 from bert_jax import evaluate, initial, log, metrics, sharding, step, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config
-from bert_jax.data import device, masking
-from bert_jax.data.pipeline import Batches, iterate
-from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.data import device
+from bert_jax.data.pipeline import iterate
 from bert_jax.errors import UserError
-from bert_jax.run import Run, assemble, claim, finished
+from bert_jax.run import Run, assemble, claim, finished, settle
 
 _IN_FLIGHT = 2  # steps handed to the devices before their results are awaited
 
@@ -41,20 +40,20 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
             f"--workdir={workdir} holds an imported model, which is never changed; "
             f"train it in another one with --config.init={workdir}"
         )
-    config = initial.adopt(config)
+    config, files = settle(initial.adopt(config))
     claim(config, workdir)
-    done = finished(config, workdir)
+    done = finished(workdir)
     if done is not None:
         return done
-    run = assemble(config, workdir, _say)
+    run = assemble(config, workdir, _say, files)
     config = run.config
-    load_tokenizer(run.store.path, config.tokenizer).save(
-        str(Path(workdir, "tokenizer"))
-    )
+    run.tokenizer.save(Path(workdir, "tokenizer"))
 
     # --- State: fresh, or the newest checkpoint. ---
     directory = Path(workdir) / "checkpoints"
-    with Checkpoints(directory, config.keep_last, config.keep_best) as checkpoints:
+    best = run.task.best, run.task.largest
+    keep = config.keep_last, config.keep_best
+    with Checkpoints(directory, *keep, *best) as checkpoints:
         start = checkpoints.latest_step() or 0
         if start:
             wanted = step.abstract_state(run.task, run.optimizer, run.mesh)
@@ -71,7 +70,10 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
                 reporter.note(f"continuing {workdir} from step {start}")
             loop = _Loop(run, workdir, checkpoints, reporter, start, state)
             summary = loop.run_phases()
-    summary["seconds"] = time.monotonic() - began
+    summary["seconds"] = seconds = time.monotonic() - began
+    if "score" in summary:
+        done = (summary["steps"] - start) * config.phases[-1].batch
+        summary["examples_per_second"] = done / seconds  # evaluation and all included
     if primary:
         log.write_json(Path(workdir) / "summary.json", summary)
     return summary
@@ -93,6 +95,7 @@ class _Loop:
         self.checkpoints, self.reporter = checkpoints, reporter
         self.start, self.step, self.state = start, start, state
         self.eval_step = step.make_eval_step(run.task, run.mesh)
+        self.predict_step = step.make_predict_step(run.task, run.mesh)
         self.sharding = sharding.batch_sharding(run.mesh)
         self.meter = _Meter()
         self.rate: dict[str, float] = {}
@@ -106,16 +109,18 @@ class _Loop:
         for i, (begin, end) in enumerate(zip(starts, starts[1:], strict=False)):
             last = i == len(config.phases) - 1
             if self.step < end or last:
-                held_out = evaluate.held_out(self.run.store, config, i)
+                held_out = self.run.data.held_out(i)
                 self.reporter.note(_introduce(i, config, held_out.facts))
                 self.run_phase(i, begin, end, held_out)
         assert held_out is not None
         self.evaluate(held_out)
         self.checkpoints.save(self.step, self.state, self.scores)
         self.checkpoints.wait()
+        best = self.checkpoints.best() if held_out.score else None
         return {
             **self.scores,
             **held_out.facts,
+            **({"best_step": best[0], "score": best[1]["eval_score"]} if best else {}),
             "steps": self.step,
             "tokens_per_second": self.rate.get("useful_tokens_per_second"),
             "params_digest": tree.params_digest(self.state.params),
@@ -126,7 +131,7 @@ class _Loop:
     ) -> None:
         run, config = self.run, self.run.config
         phase = config.phases[index]
-        batches = Batches(run.store, config, index)
+        batches = run.data.batches(index)
         train_step = step.make_train_step(
             run.task,
             run.optimizer,
@@ -135,8 +140,8 @@ class _Loop:
             config.seed,
             phase.accumulate,
         )
-        rows = device.host_rows(phase.batch)
-        read = iterate(lambda n: batches.batch(n, rows), self.step - begin, end - begin)
+        part = device.host_part()
+        read = iterate(lambda n: batches.batch(n, part), self.step - begin, end - begin)
         stream = device.prefetch(self.meter.count(read), self.sharding)
         self.meter.start()
         while self.step < end:
@@ -159,12 +164,17 @@ class _Loop:
     def evaluate(self, held_out: evaluate.HeldOut) -> None:
         task, params = self.run.task, self.state.params
         self.scores = evaluate.evaluate(
-            task, self.eval_step, params, held_out, self.sharding
+            task,
+            self.eval_step,
+            self.predict_step,
+            params,
+            held_out,
+            self.sharding,
         )
         self.reporter.evaluation(self.step, self.scores)
         self.meter.start()
 
-    def drain(self, batches: Batches, begin: int) -> None:
+    def drain(self, batches: Any, begin: int) -> None:
         """Reports the steps since the last report; stops if a loss is not finite."""
         steps = self.meter.results()
         if not steps:
@@ -178,7 +188,7 @@ class _Loop:
                 self.stop_not_finite(self.step - len(steps) + i, values, batches, begin)
 
     def stop_not_finite(
-        self, bad: int, values: dict[str, float], batches: Batches, begin: int
+        self, bad: int, values: dict[str, float], batches: Any, begin: int
     ) -> None:
         """Keeps the batch of step `bad`, which a batch's number is enough to remake."""
         path = Path(self.workdir) / f"not_finite_step_{bad}.npz"
@@ -198,7 +208,7 @@ class _Meter:
 
     def __init__(self) -> None:
         self._pending: collections.deque[Any] = collections.deque()
-        self._tokens: collections.deque[int] = collections.deque()
+        self._tokens: collections.deque[tuple[int, int]] = collections.deque()
         self.start()
 
     def start(self) -> None:
@@ -206,9 +216,10 @@ class _Meter:
         self._began, self._waited = time.monotonic(), 0.0
 
     def count(self, batches: Iterator[Any]) -> Iterator[Any]:
-        """Passes batches on, noting how many of their tokens are not padding."""
+        """Passes batches on, noting their tokens, with padding and without."""
         for batch in batches:
-            self._tokens.append(int(np.count_nonzero(batch["example"])))
+            example = batch["example"]
+            self._tokens.append((int(np.count_nonzero(example)), example.size))
             yield batch
 
     def wait(self, stream: Iterator[Any]) -> Any:
@@ -230,15 +241,14 @@ class _Meter:
         self._pending.clear()
         return [{name: float(v) for name, v in item.items()} for item in found]
 
-    def rates(self, config: Config, batches: Batches, steps: int) -> dict[str, float]:
+    def rates(self, config: Config, batches: Any, steps: int) -> dict[str, float]:
         """Speeds since the last report, over all devices."""
         seconds = max(time.monotonic() - self._began, 1e-9)
-        useful = sum(self._tokens.popleft() for _ in range(steps)) * jax.process_count()
-        phase = batches.phase
-        padded = steps * phase.batch * phase.length
-        masked = masking.max_masked(config.objective, phase.length)
-        row = metrics.train_flops(config.model, phase.length, masked)
-        flops = row * useful / phase.length / seconds
+        counts = np.array([self._tokens.popleft() for _ in range(steps)])
+        useful, padded = (counts.sum(0) * jax.process_count()).tolist()
+        length = batches.phase.length
+        row = metrics.train_flops(config.model, length, batches.masked)
+        flops = row * useful / length / seconds
         rates = {
             "useful_tokens_per_second": useful / seconds,
             "padded_tokens_per_second": padded / seconds,
@@ -260,9 +270,12 @@ def _say(text: str) -> None:
 
 
 def _introduce(index: int, config: Config, facts: dict[str, Any]) -> str:
-    phase = config.phases[index]
+    phase, count = config.phases[index], len(config.phases)
+    named = [
+        f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in facts.items()
+    ]
     return (
-        f"phase {index + 1} of {len(config.phases)}: {phase.batch} rows of "
-        f"{phase.length} tokens; held-out set {facts['eval_set_md5']}, unigram loss "
-        f"{facts['unigram_loss']:.3f}"
+        f"phase {index + 1} of {count}: batches of {phase.batch}, {phase.length} "
+        f"tokens a row; {', '.join(named)}"
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from bert_jax import config
+from bert_jax.config import presets
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bert_jax"
@@ -19,13 +20,21 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "tasks interop",
     "step",
     "checkpoint evaluate",
-    "initial",
+    "initial labelled",
     "run",
     "train extract",
     "cli __main__",
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row.split()}
-LAZY = ("tensorflow", "tensorflow_datasets", "torch", "pyarrow", "transformers")
+LAZY = (
+    "sklearn",
+    "scipy",
+    "tensorflow",
+    "tensorflow_datasets",
+    "torch",
+    "pyarrow",
+    "transformers",
+)
 MODULES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
 
@@ -84,8 +93,15 @@ def test_the_loop_names_no_task() -> None:
     assert not any(name.startswith("bert_jax.tasks.pretrain") for name in names)
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-@pytest.mark.parametrize("variant", ["", "smoke", "paper", "cpu", "paper,smoke"])
+VARIANTS = ("", "smoke", "paper", "cpu", "paper,smoke")
+OWN = {"glue": ("", *presets.GLUE, "mnli,smoke")}
+
+
+@pytest.mark.parametrize(
+    ("path", "variant"),
+    [(path, v) for path in CONFIGS for v in OWN.get(path.stem, VARIANTS)],
+    ids=lambda value: getattr(value, "stem", value),
+)
 def test_every_config_freezes_and_survives_json(
     path: Path, variant: str, tmp_path: Path
 ) -> None:
@@ -98,7 +114,9 @@ def test_every_config_freezes_and_survives_json(
 def fields(kind: type) -> Iterator[str]:
     for field in dataclasses.fields(kind):
         yield field.name
-    for group in (config.Data, config.Tokenizer, config.Objective, config.Model):
+    for group in (config.Data, config.Tokenizer, config.TaskSettings):
+        yield from (field.name for field in dataclasses.fields(group))
+    for group in (config.Objective, config.Model):
         yield from (field.name for field in dataclasses.fields(group))
     for group in (config.Optim, config.Phase, config.Mesh):
         yield from (field.name for field in dataclasses.fields(group))

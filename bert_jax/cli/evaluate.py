@@ -19,12 +19,13 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax import evaluate
     from bert_jax.cli.restore import restore
     from bert_jax.sharding import batch_sharding
-    from bert_jax.step import make_eval_step
+    from bert_jax.step import make_eval_step, make_predict_step
 
     run, step, params = restore(args)
-    data = evaluate.held_out(run.store, run.config, len(run.config.phases) - 1)
-    eval_step, place = make_eval_step(run.task, run.mesh), batch_sharding(run.mesh)
-    scores = evaluate.evaluate(run.task, eval_step, params, data, place)
+    data = run.data.held_out(len(run.config.phases) - 1)
+    steps = make_eval_step(run.task, run.mesh), make_predict_step(run.task, run.mesh)
+    place = batch_sharding(run.mesh)
+    scores = evaluate.evaluate(run.task, *steps, params, data, place)
     result = {"step": step, **scores, **data.facts}
     if args.json:
         print(json.dumps(result))

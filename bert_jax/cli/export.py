@@ -40,7 +40,8 @@ def main(argv: Sequence[str]) -> int:
     tokenizer = load_tokenizer(workdir / "tokenizer", config.tokenizer)
     config = fit_vocabulary(config, tokenizer.vocabulary().size)
     mesh = sharding.make_mesh(configs.Mesh(1, 1, 1), jax.devices()[:1])
-    step, params = parameters(args.workdir, lambda rng: {}, mesh)
+    best = "eval_score" if config.task.score else None
+    step, params = parameters(args.workdir, lambda rng: {}, mesh, best)
     kind, tensors = huggingface.to_tensors(params, config.model, config.task)
     summary = _read(workdir / "summary.json")
     manifest = _read(Path(store_directory(config, args.workdir)) / "manifest.json")

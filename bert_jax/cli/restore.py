@@ -23,7 +23,8 @@ def restore(args: argparse.Namespace) -> tuple[Run, int, Any]:
     """
     config = require(args)
     run = assemble(config, args.workdir, lambda _: None)
-    step, params = parameters(args.workdir, run.task.init, run.mesh)
+    best = run.task.best if run.task.largest else None
+    step, params = parameters(args.workdir, run.task.init, run.mesh, best)
     return run, step, params
 
 
@@ -42,21 +43,26 @@ def require(args: argparse.Namespace) -> Config:
 
 
 def parameters(
-    workdir: str, init: Callable[[jax.Array], Any], mesh: jax.sharding.Mesh
+    workdir: str,
+    init: Callable[[jax.Array], Any],
+    mesh: jax.sharding.Mesh,
+    largest: str | None = None,
 ) -> tuple[int, Any]:
-    """The newest checkpoint's step and parameters, without the optimizer's state.
+    """A checkpoint's step and parameters, without the optimizer's state.
 
     Args:
       workdir: of the run.
       init: rng -> the parameters that are needed; others that there are come along.
       mesh: to place them on.
+      largest: take the checkpoint with most of this metric; None is the newest.
 
     Raises:
       UserError: there is no checkpoint, or it lacks a part or has another shape.
     """
     directory = Path(workdir) / "checkpoints"
-    with Checkpoints(directory, read_only=True) as checkpoints:
-        step = checkpoints.latest_step()
+    metric = {"metric": largest, "largest": True} if largest else {}
+    with Checkpoints(directory, **metric, read_only=True) as checkpoints:
+        step = checkpoints.best_step() if largest else checkpoints.latest_step()
         if step is None:
             raise UserError(f"{directory}: no checkpoint yet; let the run reach one")
         needed = tree.flatten(jax.eval_shape(init, jax.random.key(0)))

@@ -19,7 +19,7 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax.train import train
 
     use_all_cores()
-    before = finished(args.config, args.workdir)
+    before = finished(args.workdir)
     summary = train(args.config, args.workdir)
     if args.json:
         print(json.dumps(summary))
@@ -28,6 +28,12 @@ def main(argv: Sequence[str]) -> int:
     print(
         f"{args.workdir} {done}: {summary['steps']} steps, {summary['seconds']:.0f} s"
     )
+    if "score" in summary:
+        print(
+            f"  {summary['score_name']} {summary['score']:.4f} on the dev set, at step "
+            f"{summary['best_step']}"
+        )
+        return 0
     rows = [
         ("masked tokens", "eval_mlm_loss", "unigram_loss", "nats, by frequency alone"),
         ("", "eval_mlm_accuracy", None, "right"),

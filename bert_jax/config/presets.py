@@ -104,6 +104,48 @@ def smoke(config: ConfigDict) -> None:
         phase.length, phase.batch = min(phase.length, 64), 8
 
 
+GLUE = {  # columns of the text, its pair and the label, and the official score
+    "cola": ("3", "", "1", "matthews"),
+    "sst2": ("sentence", "", "label", "accuracy"),
+    "mrpc": ("#1 String", "#2 String", "Quality", "f1"),
+    "stsb": ("sentence1", "sentence2", "score", "pearson"),
+    "qqp": ("question1", "question2", "is_duplicate", "f1"),
+    "mnli": ("sentence1", "sentence2", "gold_label", "accuracy"),
+    "qnli": ("question", "sentence", "label", "accuracy"),
+    "rte": ("sentence1", "sentence2", "label", "accuracy"),
+    "wnli": ("sentence1", "sentence2", "label", "accuracy"),
+}
+
+
+def glue(arg: str) -> ConfigDict:
+    """Fine-tuning on a GLUE task, by the recipe of Devlin et al. 2019, section 4.1.
+
+    Args:
+      arg: a key of `GLUE`, `smoke` too, separated by commas; no task for other files.
+
+    Returns:
+      A locked ConfigDict; `init` and the files are left to be set.
+
+    Raises:
+      UserError: no such task.
+    """
+    config = to_config_dict(Config(phases=(Phase(length=128, batch=32),)))
+    config.optim.update(peak_rate=3e-5, warmup_share=0.1)
+    config.log_every, config.keep_last = 50, 1
+    config.task.kind = "classify"
+    for word in filter(None, arg.split(",")):
+        if word in GLUE:
+            names = ("text_column", "pair_column", "label_column", "score")
+            config.task.update(dict(zip(names, GLUE[word], strict=True)))
+            config.task.kind = "regress" if word == "stsb" else "classify"
+        elif word == "smoke":
+            smoke(config)
+        else:
+            known = ", ".join((*GLUE, "smoke"))
+            raise UserError(f"--config=...:{arg}: unknown {word!r}; use {known}")
+    return config
+
+
 def replace(config: Config, **edits) -> Config:
     """`dataclasses.replace` that reaches into groups: `optim={"name": "lamb"}`."""
     for name, edit in edits.items():

@@ -46,8 +46,15 @@ class Objective:
 class TaskSettings:
     """What the model is for: its head and the names of its classes."""
 
-    kind: str = "pretrain"  # pretrain, classify, tag, span, choice, encoder (no head)
-    labels: tuple[str, ...] = ()  # names of the head's classes, in order
+    kind: str = "pretrain"  # or classify, regress, tag, span, choice, encoder (no head)
+    labels: tuple[str, ...] = ()  # of the head's classes, in order; () finds them
+    train_file: str = ""  # .tsv .csv .jsonl, also compressed, to fine-tune on
+    dev_file: str = ""  # the same, to score on and to choose the best step by
+    text_column: str = "text"  # by name, or by number from 0
+    pair_column: str = ""  # of the second text; "" where there is none
+    label_column: str = "label"
+    score: str = ""  # accuracy f1 matthews pearson spearman; "" is the kind's own
+    epochs: float = 3.0  # [passes over train_file]; decides config.steps
 
 
 @dataclasses.dataclass(frozen=True)

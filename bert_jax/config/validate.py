@@ -9,7 +9,16 @@ from bert_jax.config.schema import Config
 _CHOICES = {
     "data.dtype": ("auto", "uint16", "uint32"),
     "tokenizer.kind": ("wordpiece", "bpe", "byte_bpe", "unigram"),
-    "task.kind": ("pretrain", "classify", "tag", "span", "choice", "encoder"),
+    "task.kind": (
+        "pretrain",
+        "classify",
+        "regress",
+        "tag",
+        "span",
+        "choice",
+        "encoder",
+    ),
+    "task.score": ("", "accuracy", "f1", "matthews", "pearson", "spearman"),
     "objective.pair": ("nsp", "none"),
     "objective.mask_count": ("unbiased", "nearest"),
     "model.activation": ("gelu_tanh", "gelu"),
@@ -25,7 +34,7 @@ _POSITIVE = (
     "tokenizer.train_bytes tokenizer.min_frequency model.vocab_size "
     "model.vocab_multiple model.hidden model.layers model.heads model.mlp "
     "model.positions model.segments model.norm_epsilon model.init_std "
-    "optim.peak_rate optim.epsilon"
+    "optim.peak_rate optim.epsilon task.epochs"
 ).split()
 _NOT_NEGATIVE = (
     "keep_best data.num_workers optim.end_rate optim.weight_decay optim.clip_norm"

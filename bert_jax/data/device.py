@@ -17,10 +17,9 @@ def to_device(batch: Batch, sharding: NamedSharding) -> dict[str, jax.Array]:
     }
 
 
-def host_rows(rows: int) -> slice:
-    """The rows of a global batch that this process reads."""
-    share = rows // jax.process_count()
-    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
+def host_part() -> tuple[int, int]:
+    """(index, count) of this process among those that share a global batch."""
+    return jax.process_index(), jax.process_count()
 
 
 def prefetch(

@@ -3,25 +3,17 @@
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bert_jax.data.decompress import chunks
 from bert_jax.data.packing import pack
+from bert_jax.data.sequences import Sequences, frame
 from bert_jax.data.tokenizer import TextTokenizer
 
 _SHORT = 128  # [tokens] a row of lines that fit; longer ones get rows of the limit
 _MOST = 32  # lines that may share a row
-
-
-class Texts(NamedTuple):
-    """A window of lines, framed by [CLS] and [SEP] and cut to the limit."""
-
-    token: NDArray[np.int32]  # [T]
-    offset: NDArray[np.int64]  # [lines + 1]
-    span: NDArray[np.int32] | None  # [T, 2] characters of the line; [0, 0] for frames
 
 
 def read(source: Path, counts: Counter[str]) -> Iterator[str]:
@@ -58,7 +50,7 @@ def windows(
     size: int,
     spans: bool,
     counts: Counter[str],
-) -> Iterator[Texts]:
+) -> Iterator[Sequences]:
     """A file's lines, encoded, some at a time.
 
     Args:
@@ -75,39 +67,22 @@ def windows(
         waiting.append(line)
         room -= min(len(line) // 4 + 2, limit)  # about; for certain no encoding yet
         if room <= 0:
-            yield _encode(waiting, tokenizer, limit, spans, counts)
+            yield _frame(waiting, tokenizer, limit, spans, counts)
             waiting, room = [], size
     if waiting:
-        yield _encode(waiting, tokenizer, limit, spans, counts)
+        yield _frame(waiting, tokenizer, limit, spans, counts)
 
 
-def _encode(
+def _frame(
     lines: list[str],
     tokenizer: TextTokenizer,
     limit: int,
     spans: bool,
     counts: Counter[str],
-) -> Texts:
-    vocabulary = tokenizer.vocabulary()
-    if spans:
-        ids, offset, span = tokenizer.encode_spans(lines)
-    else:
-        (ids, offset), span = tokenizer.encode_batch(lines), None
-    length = np.minimum(np.diff(offset), limit - 2)
-    end = np.concatenate([[0], np.cumsum(length + 2)])
-    counts.update(lines=len(lines), tokens=int(end[-1]))
-    counts.update(cut=int((np.diff(offset) > length).sum()))
-    line = np.repeat(np.arange(len(lines)), length)
-    inside = np.arange(len(line)) - np.repeat(np.cumsum(length) - length, length)
-    take, put = offset[line] + inside, end[line] + 1 + inside
-    token = np.empty(end[-1], np.int32)
-    token[end[:-1]], token[end[1:] - 1] = vocabulary.cls, vocabulary.sep
-    token[put] = ids[take]
-    if span is None:
-        return Texts(token, end, None)
-    framed = np.zeros((len(token), 2), np.int32)
-    framed[put] = span[take]
-    return Texts(token, end, framed)
+) -> Sequences:
+    found = frame(tokenizer, lines, None, limit, spans)
+    counts.update(lines=len(lines), tokens=len(found.token), cut=found.cut)
+    return found
 
 
 def rows(
@@ -144,38 +119,3 @@ def rows(
         most = min(_MOST, short // 2)
         rows = pack(length[order], short, most, np.arange(len(order)))
         yield np.where(rows >= 0, order[rows], -1), short
-
-
-def batch(
-    texts: Texts, rows: NDArray[np.int64], length: int
-) -> tuple[dict[str, NDArray[np.int32]], NDArray[np.int64]]:
-    """The arrays that the model takes.
-
-    Args:
-      texts: of a window.
-      rows: [B, K] lines in each row, -1 where there is none.
-      length: [tokens] of a row.
-
-    Returns:
-      `token segment position example` int32 [B, L] and `first` int32 [B, K], each
-      line's [CLS]; and int64 [B, L], each token's place among the window's, -1 for
-      padding.
-    """
-    begin = texts.offset[:-1][rows]
-    size = np.where(rows >= 0, np.diff(texts.offset)[rows], 0)
-    end = np.cumsum(size, axis=1)
-    place = np.arange(length)
-    example = (place[None, :, None] >= end[:, None, :]).sum(-1)
-    real = place < end[:, -1:]
-    example = np.where(real, example, 0)
-    start = np.take_along_axis(end - size, example, axis=1)
-    position = np.where(real, place - start, 0)
-    source = np.where(real, np.take_along_axis(begin, example, axis=1) + position, -1)
-    arrays = {
-        "token": np.where(real, texts.token[source], 0),
-        "segment": np.zeros_like(source),
-        "position": position,
-        "example": np.where(real, example + 1, 0),
-        "first": np.minimum(end - size, length - 1),
-    }
-    return {name: array.astype(np.int32) for name, array in arrays.items()}, source

@@ -39,6 +39,7 @@ class Batches:
         else:
             seed = int(hashing.key(config.seed, _TRAIN, phase))
         self._key = np.uint64(seed)
+        self.masked = masking.max_masked(config.objective, self.phase.length)
         args = store, config.data, config.objective, self.phase, seed, held_out
         self.plan = Plan(*args)
         self._rows = None
@@ -50,21 +51,21 @@ class Batches:
         assert self._rows is not None, "training batches have no end"
         return -(-self._rows // self.phase.batch)
 
-    def batch(self, number: int, rows: slice = slice(None)) -> Batch:
+    def batch(self, number: int, part: tuple[int, int] = (0, 1)) -> Batch:
         """Rows of batch `number`, counted from the start of the phase.
 
         Args:
           number: of the batch, from 0.
-          rows: the part of the global batch wanted, for a host that holds a part
-            of the devices; the arrays are the same for any division.
+          part: (index, count) of the host among those that share the global batch;
+            its rows are the same for any division.
 
         Returns:
           A dict of arrays, see `examples.build` and `masking.mask`. Beyond the end
           of the held-out set rows are padding with weight 0.
         """
-        row = np.arange(self.phase.batch, dtype=np.int64)[rows]
-        row += number * self.phase.batch
-        return self.rows(row)
+        share = self.phase.batch // part[1]
+        first = number * self.phase.batch + part[0] * share
+        return self.rows(np.arange(first, first + share, dtype=np.int64))
 
     def rows(self, row: NDArray[np.int64]) -> Batch:
         """The rows of the given numbers, counted from the start of the phase."""
@@ -108,13 +109,9 @@ def _iterate_tf(
     tf.config.set_visible_devices([], "GPU")
     sample = read(start)
     names, kinds = list(sample), [array.dtype for array in sample.values()]
-    shapes = [array.shape for array in sample.values()]
 
     def load(number):
-        arrays = tf.numpy_function(
-            lambda n: list(read(int(n)).values()), [number], kinds
-        )
-        return tuple(tf.ensure_shape(a, s) for a, s in zip(arrays, shapes, strict=True))
+        return tf.numpy_function(lambda n: list(read(int(n)).values()), [number], kinds)
 
     dataset = tf.data.Dataset.range(start, stop).map(load)
     options = tf.data.Options()

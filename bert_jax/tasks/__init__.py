@@ -24,6 +24,8 @@ class Task(NamedTuple):
       terms: the names whose ratios add up to the training loss.
       predict: (params, batch) -> name -> logits.
       score: name -> (sum, weight) over an evaluation -> its final metrics.
+      best: the metric by which the best checkpoint is chosen.
+      largest: whether the best is the largest.
     """
 
     init: Callable[[jax.Array], dict[str, Any]]
@@ -31,3 +33,5 @@ class Task(NamedTuple):
     terms: tuple[str, ...]
     predict: Callable[[dict[str, Any], Batch], Batch]
     score: Callable[[Mapping[str, tuple[float, float]]], dict[str, float]]
+    best: str = "eval_mlm_loss"
+    largest: bool = False

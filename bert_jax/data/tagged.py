@@ -1,0 +1,204 @@
+"""Sentences with a tag for each word, from files in the manner of CoNLL-2003.
+
+One word a line with its columns, a blank line after each sentence (Tjong Kim Sang and
+De Meulder, 2003, https://aclanthology.org/W03-0419/); or JSON objects with two lists.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+from bert_jax.data.records import not_text, objects, suffix, text
+from bert_jax.errors import UserError
+
+_COMMENT = re.compile(r"##|# |#$")
+_TAG = re.compile(r"O|[BIES](-.+)?")
+_SPACES = re.compile(r"[ \t]+")
+_WORD_KEYS = ("words", "tokens")
+_TAG_KEYS = ("ner", "tags", "ner_tags", "labels")
+
+
+class Sentence(NamedTuple):
+    """Words and as many tags."""
+
+    words: list[str]
+    tags: list[str]
+    where: str  # file:line of the first word
+
+
+class _Row(NamedTuple):
+    line: int
+    fields: list[str]
+    raw: str
+
+
+def sentences(
+    path: str,
+    word_column: int | str = 0,
+    tag_column: int | str = -1,
+    delimiter: str | None = None,
+) -> list[Sentence]:
+    """Reads every sentence of a file of tagged words.
+
+    `-DOCSTART-` lines and comments are left out. A line that begins with `##`, or with
+    `#` and a space, is a comment unless it has as many columns as the others and a tag
+    that other words have: in tweets `#` is a word too.
+
+    Args:
+      path: one word a line; or .json, .jsonl with lists of words and of tags in each
+        object. Each also compressed.
+      word_column: number of the words' column from 0, or from the end if negative; the
+        key in JSON objects, where a number stands for one of `words tokens`.
+      tag_column: the same of the tags; one of `ner tags ner_tags labels`.
+      delimiter: the tab, which keeps a word that is a space; None: any white space.
+
+    Returns:
+      One or more sentences of at least a word, in the order of the file. Tags are as
+      in the file, whatever their scheme.
+
+    Raises:
+      UserError: naming file and line, of whatever is wrong with the file.
+    """
+    if suffix(path) in (".json", ".jsonl"):
+        found = [
+            _from_object(record, word_column, tag_column, f"{path}:{line}")
+            for line, record in objects(path)
+        ]
+    else:
+        found = list(_from_lines(path, word_column, tag_column, delimiter))
+    found = [sentence for sentence in found if sentence.words]
+    if not found:
+        raise UserError(f"{path}: no sentences in it; give a file with at least one")
+    return found
+
+
+def check_scheme(sentences: Sequence[Sentence]) -> None:
+    """Makes sure that every tag is of a scheme that marks spans.
+
+    These are BIO, IOB1 and BIOES: `O`, or one of `B I E S`, alone or before a hyphen
+    and a type. Parts of speech, for example, are not.
+
+    Raises:
+      UserError: naming file, line and word of the first tag that is not.
+    """
+    known: set[str] = set()
+    for sentence in sentences:
+        for number, tag in enumerate(sentence.tags):
+            if tag in known:
+                continue
+            if not _TAG.fullmatch(tag):
+                raise UserError(
+                    f"{sentence.where}, word {number + 1} of the sentence "
+                    f"({sentence.words[number]!r}): tag {tag!r} neither is O nor "
+                    "begins with B-, I-, E- or S-; convert the tags to BIO"
+                )
+            known.add(tag)
+
+
+def _from_lines(
+    path: str, word_column: int | str, tag_column: int | str, delimiter: str | None
+) -> Iterator[Sentence]:
+    rows = _rows(path, delimiter)
+    certain = [row for row in rows if row.fields and not row.raw.startswith("#")]
+    if not certain:
+        certain = [row for row in rows if row.fields and not _COMMENT.match(row.raw)]
+    if not certain:
+        return
+    first, remedy = certain[0], _remedy(delimiter)
+    width, where = len(first.fields), f"{path}:{first.line}"
+    word, tag = (_place(column, width, where) for column in (word_column, tag_column))
+    if word == tag:
+        raise UserError(
+            f"{where}: words and tags would be the same of {width} column(s); {remedy}"
+        )
+    tags = {row.fields[tag] for row in certain if len(row.fields) == width}
+    sentence = Sentence([], [], "")
+    for row in rows:
+        agrees = len(row.fields) == width
+        if not row.fields:
+            yield sentence
+            sentence = Sentence([], [], "")
+        elif _COMMENT.match(row.raw) and not (agrees and row.fields[tag] in tags):
+            continue
+        elif not agrees:
+            raise UserError(
+                f"{path}:{row.line}: {len(row.fields)} column(s), but line "
+                f"{first.line} has {width}; {remedy}"
+            )
+        elif not (row.fields[word] and row.fields[tag]):
+            raise UserError(
+                f"{path}:{row.line}: the word or its tag is empty; write both, or "
+                "leave the line out"
+            )
+        else:
+            if not sentence.words:
+                sentence = sentence._replace(where=f"{path}:{row.line}")
+            sentence.words.append(row.fields[word])
+            sentence.tags.append(row.fields[tag])
+    yield sentence
+
+
+def _rows(path: str, delimiter: str | None) -> list[_Row]:
+    """The lines that matter; one that ends a sentence has no fields."""
+    rows: list[_Row] = []
+    for number, raw in enumerate(text(path).split("\n"), start=1):
+        raw = raw.removesuffix("\r")
+        bare = raw.strip(" \t")
+        if not bare or bare.startswith("-DOCSTART-"):
+            fields: list[str] = []
+        elif delimiter is None:  # not str.split: other spaces may be part of a word
+            fields = _SPACES.split(bare)
+        else:
+            fields = raw.split(delimiter)
+        rows.append(_Row(number, fields, raw))
+    return rows
+
+
+def _remedy(delimiter: str | None) -> str:
+    if delimiter is None:
+        return "give every word its tag; if words can be spaces, set the tab delimiter"
+    return f"give every word its tag, or set the delimiter if it is not {delimiter!r}"
+
+
+def _place(column: int | str, width: int, where: str) -> int:
+    try:
+        return range(width)[int(column)]
+    except (ValueError, IndexError):
+        raise UserError(
+            f"{where}: no column {column}; give a number from 0 to {width - 1}, or "
+            f"from -1 to -{width} for those from the end"
+        ) from None
+
+
+def _from_object(
+    record: dict[str, Any], word_column: int | str, tag_column: int | str, where: str
+) -> Sentence:
+    words = _list(record, word_column, _WORD_KEYS, where)
+    tags = _list(record, tag_column, _TAG_KEYS, where)
+    if len(words) != len(tags):
+        raise UserError(
+            f"{where}: {len(words)} words but {len(tags)} tags; give every word its tag"
+        )
+    return Sentence(words, tags, where)
+
+
+def _list(
+    record: dict[str, Any], column: int | str, usual: Sequence[str], where: str
+) -> list[str]:
+    keys = [column] if isinstance(column, str) else usual
+    key = next((key for key in keys if key in record), None)
+    if key is None:
+        raise UserError(
+            f"{where}: no key {' or '.join(map(repr, keys))}; name one of "
+            + ", ".join(map(repr, record))
+        )
+    values = record[key]
+    if not (
+        isinstance(values, list)
+        and all(value and not_text(value) is None for value in values)
+    ):
+        raise UserError(
+            f"{where}: key {key!r} does not hold a list of texts; write words and tags "
+            "by name, not by number"
+        )
+    return values

@@ -1,0 +1,149 @@
+"""Fine-tuning and predicting, as a user types them, on a task that can be learned."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bert_jax.__main__ import main
+from tests import random_run
+
+ROOT = Path(__file__).parents[2]
+GLUE = f"--config={ROOT / 'configs/glue.py'}"
+FAST = [
+    "--config.optim.peak_rate=3e-3",
+    "--config.phases[0].length=32",
+    "--config.phases[0].batch=16",
+    "--config.model.dropout=0.0",
+    "--config.model.attention_dropout=0.0",
+    "--config.model.dtype=float32",
+]
+
+
+def _rows(count, seed):
+    """Texts whose first word decides the label, and by its number the score."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        words = rng.integers(1, 60, rng.integers(2, 9))
+        words[0] = rng.choice([3, 4])
+        yield " ".join(f"w{i}" for i in words), "yes" if words[0] == 3 else "no"
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A model to start from, and training, dev and test files."""
+    folder = tmp_path_factory.mktemp("finetune")
+    random_run.write(folder)
+    for name, count in (("train", 320), ("dev", 70)):
+        rows = "".join(f"{t}\t{label}\n" for t, label in _rows(count, count))
+        (folder / f"{name}.tsv").write_text(f"text\tlabel\n{rows}")
+    rows = "".join(f"{text}\n" for text, _ in _rows(30, 9))
+    (folder / "test.tsv").write_text(f"text\n{rows}")
+    return folder
+
+
+def _train(files, workdir, *flags, config=GLUE):
+    given = [f"--config.init={files / 'hf'}", f"--workdir={workdir}", *FAST]
+    given += [f"--config.task.{n}_file={files / n}.tsv" for n in ("train", "dev")]
+    return main(["train", config, *given, *flags])
+
+
+@pytest.fixture(scope="module")
+def run(files):
+    """A finished fine-tuning run."""
+    assert _train(files, files / "tuned", "--config.task.epochs=4") == 0
+    return files / "tuned"
+
+
+def test_a_task_is_learned(run):
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["steps"] == 80 and summary["score_name"] == "accuracy"
+    assert summary["score"] >= 0.9 and summary["best_step"] in (20, 40, 60, 80)
+    assert summary["examples_per_second"] > 0
+    saved = json.loads((run / "config.json").read_text())
+    assert saved["task"]["labels"] == ["no", "yes"]
+    lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+    scores = [x["eval_score"] for x in lines if x["kind"] == "eval"]
+    assert summary["score"] == max(scores) and len(scores) == 4
+
+
+def test_the_same_command_says_that_it_is_done(files, run, capsys):
+    assert _train(files, run, "--config.task.epochs=4") == 0
+    assert "was finished already" in capsys.readouterr().out
+
+
+def test_evaluate_repeats_the_best_score(run, capsys):
+    assert main(["evaluate", f"--workdir={run}", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    summary = json.loads((run / "summary.json").read_text())
+    assert told["step"] == summary["best_step"]
+    assert told["eval_score"] == summary["score"]
+
+
+@pytest.mark.parametrize("suffix", ["tsv", "jsonl"])
+def test_predict_labels_new_text(files, run, tmp_path, suffix):
+    output = tmp_path / f"out.{suffix}"
+    arguments = [f"--workdir={run}", f"--input={files / 'test.tsv'}"]
+    assert main(["predict", *arguments, f"--output={output}"]) == 0
+    lines = output.read_text().splitlines()
+    wanted = [label for _, label in _rows(30, 9)]
+    if suffix == "tsv":
+        assert lines[0] == "index\tprediction"
+        found = [line.split("\t")[1] for line in lines[1:]]
+        assert [line.split("\t")[0] for line in lines[1:3]] == ["0", "1"]
+    else:
+        rows = [json.loads(line) for line in lines]
+        found = [row["prediction"] for row in rows]
+        assert all(abs(sum(r["probabilities"].values()) - 1) < 1e-4 for r in rows)
+    assert np.mean([a == b for a, b in zip(found, wanted, strict=True)]) >= 0.85
+    assert main(["predict", *arguments, f"--output={output}"]) == 2  # it exists
+
+
+def test_a_tuned_model_is_exported_at_its_best(run, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["export", f"--workdir={run}", f"--output={out}", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert told["class"] == "BertForSequenceClassification"
+    assert told["step"] == json.loads((run / "summary.json").read_text())["best_step"]
+    assert json.loads((out / "config.json").read_text())["id2label"] == {
+        "0": "no",
+        "1": "yes",
+    }
+
+
+def test_numbers_are_learned(files, tmp_path):
+    for name in ("train", "dev"):
+        text = (files / f"{name}.tsv").read_text().replace("label", "score")
+        text = text.replace("\tyes", "\t2.5").replace("\tno", "\t1.0")
+        text = "".join(f"x\t{line}\n" for line in text.splitlines())
+        (tmp_path / f"{name}.tsv").write_text(text.replace("x\ttext", "id\tsentence1"))
+    (tmp_path / "hf").symlink_to(files / "hf")
+    flags = ["--config.task.pair_column=", "--config.task.epochs=8"]
+    config = f"{GLUE}:stsb"
+    assert _train(tmp_path, tmp_path / "run", *flags, config=config) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["score_name"] == "pearson" and summary["score"] > 0.8
+
+
+@pytest.mark.parametrize(
+    ("dev", "flags", "words"),
+    [
+        ("text\tlabel\nw1\tmaybe\n", [], ["dev.tsv:2", "maybe", "no", "yes"]),
+        ("text\tlabel\nw1\tyes\nw2\n", [], ["dev.tsv:3"]),
+        ("text\tlabel\nw1\tyes\n", ["--config.task.text_column=txt"], ["txt", "text"]),
+        ("text\tlabel\n", [], ["dev.tsv"]),
+        ("text\tlabel\nw1\tyes\n", ["--config.task.score=pearson"], ["task.score"]),
+        ("text\tlabel\nw1\tyes\n", ["--config.task.dev_file="], ["task.dev_file"]),
+        ("text\tlabel\nw1\tyes\n", ["--config.init="], ["--config.init"]),
+        ("text\tlabel\nw1\tyes\n", ["--config.task.kind=regress"], ["not a number"]),
+    ],
+)
+def test_bad_input_is_one_message(files, tmp_path, capsys, dev, flags, words):
+    (tmp_path / "dev.tsv").write_text(dev)
+    flags = [f"--config.task.dev_file={tmp_path / 'dev.tsv'}", *flags]
+    assert _train(files, tmp_path / "run", *flags) == 2
+    told = capsys.readouterr().err
+    assert told.count("bert-jax: error:") == 1 and "Traceback" not in told
+    assert all(word in told for word in words), told
+    assert not (tmp_path / "run" / "checkpoints").exists()
