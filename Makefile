@@ -7,6 +7,8 @@ CONFIG ?= configs/quickstart.py
 WORKDIR ?= runs/quickstart
 ARGS ?=
 PYTEST_ARGS ?= -m "not slow"
+# Two processes, each with whole files: fixtures of a file are made once.
+WORKERS ?= -n 2 --dist loadfile
 # `make test EXTRAS=test,parity` also compares with PyTorch's BERT.
 EXTRAS ?= test
 
@@ -21,7 +23,7 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 # Removes the environment only: runs/ is yours.
 clean:

@@ -94,7 +94,7 @@ def test_the_loop_names_no_task() -> None:
 
 
 VARIANTS = ("", "smoke", "paper", "cpu", "paper,smoke")
-OWN = {"glue": ("", *presets.GLUE, "mnli,smoke")}
+OWN = {"glue": ("", *presets.GLUE, "mnli,smoke"), "ner": ("", "smoke")}
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--output",
         metavar="FILE",
         required=True,
-        help="a .tsv of `index` and `prediction`, as GLUE wants it, or a .jsonl with "
-        "probabilities",
+        help="a .tsv of `index` and `prediction`, as GLUE wants it, or of words and "
+        "tags; or a .jsonl, with probabilities",
     )
 
 
@@ -49,8 +49,7 @@ def main(argv: Sequence[str]) -> int:
     if output.suffix == ".jsonl":
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     else:
-        lines = ["index\tprediction"]
-        lines += [f"{i}\t{row['prediction']}" for i, row in enumerate(rows)]
+        lines = _table(rows)
     try:
         output.write_text("\n".join(lines) + "\n", encoding="utf-8")
     except OSError as error:
@@ -62,6 +61,18 @@ def main(argv: Sequence[str]) -> int:
     else:
         print(f"{output}: {len(rows):,} examples")
     return 0
+
+
+def _table(rows: list[dict[str, Any]]) -> list[str]:
+    """A GLUE submission; or words with their tags, a blank line after a sentence."""
+    if "tags" not in rows[0]:
+        labels = (f"{i}\t{row['prediction']}" for i, row in enumerate(rows))
+        return ["index\tprediction", *labels]
+    lines = []
+    for row in rows:
+        pairs = zip(row["words"], row["tags"], strict=True)
+        lines += [*(f"{word}\t{tag}" for word, tag in pairs), ""]
+    return lines
 
 
 def _predict(config: Any, workdir: str, source: str) -> list[dict[str, Any]]:
@@ -89,10 +100,11 @@ def _predict(config: Any, workdir: str, source: str) -> list[dict[str, Any]]:
         part: params[part] for part in jax.eval_shape(task.init, jax.random.key(0))
     }
     unit = mesh.shape["data"] * mesh.shape["fsdp"]
-    batches = labelled.unlabelled(config, source, tokenizer, unit)
+    data = labelled.Unlabelled(config, source, tokenizer, unit)
+    batches = data.batches
     step, place = make_predict_step(task, mesh), sharding.batch_sharding(mesh)
     outputs = [
         np.asarray(step(params, device.to_device(batches.batch(n), place))["logits"])
         for n in range(len(batches))
     ]
-    return labelled.describe(config.task, batches.collect(outputs))
+    return data.describe(batches.collect(outputs))

@@ -53,7 +53,8 @@ class TaskSettings:
     text_column: str = "text"  # by name, or by number from 0
     pair_column: str = ""  # of the second text; "" where there is none
     label_column: str = "label"
-    score: str = ""  # accuracy f1 matthews pearson spearman; "" is the kind's own
+    delimiter: str = ""  # between columns: tab, or a character; "" is as usual
+    score: str = ""  # of the dev set, to choose the best step; "" is the kind's own
     epochs: float = 3.0  # [passes over train_file]; decides config.steps
 
 

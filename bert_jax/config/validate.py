@@ -18,7 +18,6 @@ _CHOICES = {
         "choice",
         "encoder",
     ),
-    "task.score": ("", "accuracy", "f1", "matthews", "pearson", "spearman"),
     "objective.pair": ("nsp", "none"),
     "objective.mask_count": ("unbiased", "nearest"),
     "model.activation": ("gelu_tanh", "gelu"),

@@ -5,6 +5,7 @@ in as few rows as they need: short examples do not pay for long rows. The number
 rows is rounded up to one of few sizes, so that few programs are compiled.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -112,7 +113,7 @@ class ExampleBatches:
 
     Args:
       sequences: one for each example.
-      labels: [E] or [E, ...] of each example; 0 where there is none.
+      labels: [E] of each example, or [T] of each token; there -1 is none.
       phase: `length` of a row, `batch` examples a step, `max_packed` in a row.
       seed: shuffles every epoch anew; None keeps the order, for evaluation.
       unit: devices that share a batch; rows are a multiple of it.
@@ -131,6 +132,8 @@ class ExampleBatches:
         self.sequences, self.labels, self.phase = sequences, labels, phase
         self._seed, self._unit = seed, unit
         self._count = len(sequences.offset) - 1
+        self._per_token = len(labels) != self._count  # a sequence has two or more
+        self._order = functools.lru_cache(2)(self._shuffle)
 
     def __len__(self) -> int:
         """Batches of an epoch; the last may hold fewer examples."""
@@ -143,7 +146,7 @@ class ExampleBatches:
         chosen = np.arange(first, min(first + self.phase.batch, self._count))
         return chosen if self._seed is None else self._order(epoch)[chosen]
 
-    def _order(self, epoch: int) -> NDArray[np.int64]:
+    def _shuffle(self, epoch: int) -> NDArray[np.int64]:
         key = hashing.key(self._seed or 0, _SHUFFLE, epoch)
         return np.argsort(hashing.draw(key, np.arange(self._count)))
 
@@ -159,18 +162,21 @@ class ExampleBatches:
         return full
 
     def collect(self, outputs: Sequence[NDArray]) -> NDArray:
-        """What a model gave for each batch of one epoch, in the order of the examples.
+        """What a model gave for each batch of one epoch, in the order of the labels.
 
         Args:
-          outputs: [R, K, ...] of each batch.
+          outputs: [R, K, ...] of each batch, or [R, L, ...] where tokens have labels.
 
         Returns:
-          [E, ...].
+          [E, ...], or [T, ...].
         """
-        found = np.zeros((self._count, *outputs[0].shape[2:]), outputs[0].dtype)
+        shape = (len(self.labels), *outputs[0].shape[2:])
+        found = np.zeros(shape, outputs[0].dtype)
         for number, output in enumerate(outputs):
-            slots = self.layout(number)
-            found[slots[slots >= 0]] = output[slots >= 0]
+            place = self.layout(number)
+            if self._per_token:
+                place = rows_of(self.sequences, place, self.phase.length)[1]
+            found[place[place >= 0]] = output[place >= 0]
         return found
 
     def batch(self, number: int, part: tuple[int, int] = (0, 1)) -> Batch:
@@ -182,18 +188,19 @@ class ExampleBatches:
 
         Returns:
           `token segment position example` int32 [R, L]; `nsp_position` int32 [R, K],
-          the [CLS] of each example; `label` [R, K, ...] and `weight` float32 [R, K].
+          the [CLS] of each example; `label` and `weight` float32, [R, K] of examples
+          or [R, L] of tokens.
         """
         rows = self.layout(number)
         share = len(rows) // part[1]
         rows = rows[part[0] * share : (part[0] + 1) * share]
-        used = rows >= 0
-        batch: Batch = dict(rows_of(self.sequences, rows, self.phase.length)[0])
-        shape = (*used.shape, *(1 for _ in self.labels.shape[1:]))
-        label = np.where(used.reshape(shape), self.labels[rows], 0)
-        batch["label"] = label.astype(self.labels.dtype)
-        batch["weight"] = used.astype(np.float32)
-        return batch
+        arrays, source = rows_of(self.sequences, rows, self.phase.length)
+        place = source if self._per_token else rows
+        used = place >= 0
+        if self._per_token:
+            used &= self.labels[place] >= 0
+        label = np.where(used, self.labels[place], 0).astype(self.labels.dtype)
+        return {**arrays, "label": label, "weight": used.astype(np.float32)}
 
 
 def rows_of(

@@ -35,7 +35,7 @@ class _Row(NamedTuple):
 def sentences(
     path: str,
     word_column: int | str = 0,
-    tag_column: int | str = -1,
+    tag_column: int | str | None = -1,
     delimiter: str | None = None,
 ) -> list[Sentence]:
     """Reads every sentence of a file of tagged words.
@@ -49,7 +49,8 @@ def sentences(
         object. Each also compressed.
       word_column: number of the words' column from 0, or from the end if negative; the
         key in JSON objects, where a number stands for one of `words tokens`.
-      tag_column: the same of the tags; one of `ner tags ner_tags labels`.
+      tag_column: the same of the tags; one of `ner tags ner_tags labels`. None: the
+        tags do not matter and may be missing; they are what stands there.
       delimiter: the tab, which keeps a word that is a space; None: any white space.
 
     Returns:
@@ -96,7 +97,10 @@ def check_scheme(sentences: Sequence[Sentence]) -> None:
 
 
 def _from_lines(
-    path: str, word_column: int | str, tag_column: int | str, delimiter: str | None
+    path: str,
+    word_column: int | str,
+    tag_column: int | str | None,
+    delimiter: str | None,
 ) -> Iterator[Sentence]:
     rows = _rows(path, delimiter)
     certain = [row for row in rows if row.fields and not row.raw.startswith("#")]
@@ -106,8 +110,9 @@ def _from_lines(
         return
     first, remedy = certain[0], _remedy(delimiter)
     width, where = len(first.fields), f"{path}:{first.line}"
-    word, tag = (_place(column, width, where) for column in (word_column, tag_column))
-    if word == tag:
+    column = -1 if tag_column is None else tag_column
+    word, tag = (_place(c, width, where) for c in (word_column, column))
+    if word == tag and tag_column is not None:
         raise UserError(
             f"{where}: words and tags would be the same of {width} column(s); {remedy}"
         )
@@ -171,9 +176,14 @@ def _place(column: int | str, width: int, where: str) -> int:
 
 
 def _from_object(
-    record: dict[str, Any], word_column: int | str, tag_column: int | str, where: str
+    record: dict[str, Any],
+    word_column: int | str,
+    tag_column: int | str | None,
+    where: str,
 ) -> Sentence:
     words = _list(record, word_column, _WORD_KEYS, where)
+    if tag_column is None:
+        return Sentence(words, words, where)
     tags = _list(record, tag_column, _TAG_KEYS, where)
     if len(words) != len(tags):
         raise UserError(

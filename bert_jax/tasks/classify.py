@@ -1,4 +1,4 @@
-"""Classes or numbers for texts and pairs of texts, from the summary of [CLS]."""
+"""Classes or numbers for texts and pairs of texts, and classes for their tokens."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,31 +14,34 @@ from bert_jax.tasks import Pairs, Task
 
 
 def classify(model: Model, settings: TaskSettings) -> Task:
-    """The task of naming the class of each example, or of giving it a number.
+    """The task of naming the class of each example or token, or of giving a number.
 
     Args:
       model: sizes and numerics.
-      settings: `kind` is classify, with a class for each of `labels`, or regress.
+      settings: `kind` is classify or tag, with a class for each of `labels`, or
+        regress.
 
     Returns:
       A Task with the pairs `loss` and, of classes, `accuracy`; a batch has `label`
-      [B, K] (int32 classes or float32 numbers) and `weight` float32 [B, K]. `predict`
-      gives `logits` float32 [B, K, C], with C = 1 for numbers.
+      (int32 classes or float32 numbers) and `weight` float32, [B, K] of examples or,
+      to tag, [B, L] of tokens. `predict` gives `logits` float32 of the same shape
+      with an axis C, which is 1 for numbers.
 
-    Devlin et al. 2019, section 4.1; numbers by mean squared error.
+    Devlin et al. 2019, sections 4.1 and 5.3; numbers by mean squared error.
     """
+    method = "tag" if settings.kind == "tag" else "classify"
     numbers = settings.kind == "regress"
     bert: Any = Bert(model, classes=1 if numbers else len(settings.labels))
 
     def logits(
         params: dict[str, Any], batch: Batch, rng: jax.Array | None = None
     ) -> jax.Array:
-        return bert.apply({"params": params}, batch, rng, method="classify")
+        return bert.apply({"params": params}, batch, rng, method=method)
 
     def init(rng: jax.Array) -> dict[str, Any]:
         keys = ("token", "segment", "position", "example", "nsp_position")
         batch = {key: jnp.zeros((1, 2), jnp.int32) for key in keys}
-        return bert.init(rng, batch, method="classify")["params"]
+        return bert.init(rng, batch, method=method)["params"]
 
     def loss(params: dict[str, Any], batch: Batch, rng: jax.Array | None) -> Pairs:
         found = logits(params, batch, rng)

@@ -147,3 +147,43 @@ def test_bad_input_is_one_message(files, tmp_path, capsys, dev, flags, words):
     assert told.count("bert-jax: error:") == 1 and "Traceback" not in told
     assert all(word in told for word in words), told
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def _sentences(count, seed):
+    """Sentences in which w4 begins an entity that goes on over w5s."""
+    rng = np.random.default_rng(seed)
+    for _ in range(count):
+        numbers, tags = rng.choice([4, 5, 7], rng.integers(2, 9)), []
+        for i in numbers:
+            inside = i == 5 and tags and tags[-1] != "O"
+            tags.append("B-x" if i == 4 else "I-x" if inside else "O")
+        yield [f"w{i}" for i in numbers], tags
+
+
+def test_entities_are_learned_and_predicted(files, tmp_path):
+    for name, count in (("train", 320), ("dev", 60)):
+        rows = [
+            "".join(f"{w} _ {t}\n" for w, t in zip(*s, strict=True))
+            for s in _sentences(count, count)
+        ]
+        (tmp_path / f"{name}.tsv").write_text("\n".join(rows))
+    (tmp_path / "hf").symlink_to(files / "hf")
+    config = f"--config={ROOT / 'configs/ner.py'}"
+    flags = ["--config.task.epochs=12"]
+    assert _train(tmp_path, tmp_path / "run", *flags, config=config) == 0
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["score_name"] == "entity_f1" and summary["score"] > 0.9
+    wanted = list(_sentences(20, 5))
+    text = "\n\n".join("\n".join(words) for words, _ in wanted)
+    (tmp_path / "new.txt").write_text(text)
+    out = tmp_path / "out.tsv"
+    flags = [f"--input={tmp_path / 'new.txt'}", f"--output={out}"]
+    assert main(["predict", f"--workdir={tmp_path / 'run'}", *flags]) == 0
+    blocks = out.read_text().strip("\n").split("\n\n")
+    found = [[line.split("\t") for line in b.splitlines()] for b in blocks]
+    assert [[word for word, _ in s] for s in found] == [w for w, _ in wanted]
+    pairs = zip(found, wanted, strict=True)
+    right = [
+        t == u for s, (_, tags) in pairs for (_, t), u in zip(s, tags, strict=True)
+    ]
+    assert np.mean(right) > 0.9
