@@ -134,7 +134,7 @@ class Labelled:
       config: from `settle`.
       files: from `read`.
       tokenizer: of the model.
-      unit: devices that share a batch.
+      unit: rows of a batch are a multiple of it: of the devices that share them.
     """
 
     def __init__(

@@ -105,8 +105,6 @@ def assemble(
       UserError: whatever in config, data or devices does not fit.
     """
     mesh = sharding.make_mesh(config.mesh)
-    for i, phase in enumerate(config.phases):
-        sharding.check_batch(mesh, phase, i)
     if config.task.kind in labelled.KINDS:
         return _labelled(config, mesh, files or labelled.read(config.task))
     if config.task.kind != "pretrain":
@@ -114,6 +112,8 @@ def assemble(
             f"config.task.kind={config.task.kind}: cannot be trained or scored; use "
             f"pretrain, {', '.join(labelled.KINDS)}"
         )
+    for i, phase in enumerate(config.phases):
+        sharding.check_batch(mesh, phase, i)
     directory = store_directory(config, workdir)
     if not (config.data.store and Path(directory, "manifest.json").is_file()):
         prepare.prepare_store(config, directory, config.data.num_workers, note)
@@ -146,7 +146,8 @@ def _labelled(config: Config, mesh: Mesh, files: labelled.Files) -> Run:
         )
     tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer)
     config = fit_vocabulary(config, tokenizer.vocabulary().size)
-    unit = mesh.shape["data"] * mesh.shape["fsdp"]
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
+    unit = shares * config.phases[0].accumulate
     data = labelled.Labelled(config, files, tokenizer, unit)
     return _run(config, tokenizer, data, mesh, classify(config.model, config.task))
 
