@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_jax import scores
-from bert_jax.config import Config, TaskSettings
+from bert_jax.config import Config, Phase, TaskSettings
 from bert_jax.data import labels as labelling
 from bert_jax.data import words
-from bert_jax.data.labelled import Example, table
+from bert_jax.data.labelled import Choice, Example, choices, table
 from bert_jax.data.sequences import ExampleBatches, Sequences, frame
 from bert_jax.data.tagged import Sentence, check_scheme, sentences
 from bert_jax.data.tokenizer import TextTokenizer
@@ -22,10 +22,11 @@ _SCORES = {  # of each kind, its own first
     "classify": ("accuracy", "f1", "matthews"),
     "regress": ("pearson", "spearman"),
     "tag": ("entity_f1",),
+    "choice": ("accuracy",),
 }
 KINDS = tuple(_SCORES)
 
-Item = Example | Sentence
+Item = Example | Sentence | Choice
 
 
 class Files(NamedTuple):
@@ -55,6 +56,9 @@ def _read(settings: TaskSettings, path: str, labels: bool = True) -> Sequence[It
     text = settings.text_column
     label = settings.label_column if labels else None
     delimiter = {"": None, "tab": "\t"}.get(settings.delimiter, settings.delimiter)
+    if settings.kind == "choice":
+        ends, start = settings.pair_column.split(","), settings.start_column or None
+        return choices(path, [text], ends, label, start=start, delimiter=delimiter)
     if settings.kind != "tag":
         return table(
             path, text, settings.pair_column or None, label, delimiter=delimiter
@@ -106,7 +110,9 @@ class _Set(NamedTuple):
 
     sequences: Sequences
     labels: np.ndarray  # of each example, or of each token
-    first: np.ndarray  # of each word the token that has its label, or -1; to tag
+    # To tag: of each word the token that has its label, or -1. To choose: where the
+    # choices of each question begin, and the end. Else nothing.
+    parts: np.ndarray
 
 
 def _encode(
@@ -116,6 +122,13 @@ def _encode(
     if settings.kind == "tag":
         known = settings.labels if labels else ()
         return _Set(*words.encode(tokenizer, items, known, limit))
+    if settings.kind == "choice":
+        context = [item.context for item in items for _ in item.endings]
+        ends = [ending for item in items for ending in item.endings]
+        sequences = frame(tokenizer, context, ends, limit)
+        groups = np.concatenate([[0], np.cumsum([len(i.endings) for i in items])])
+        right = [i.label == n for i in items for n in range(len(i.endings))]
+        return _Set(sequences, np.array(right, np.int32), groups)
     first = [item.text for item in items]
     second = [item.pair or "" for item in items] if settings.pair_column else None
     sequences = frame(tokenizer, first, second, limit)
@@ -146,22 +159,39 @@ class Labelled:
     def batches(self, phase: int) -> ExampleBatches:
         """Training batches, shuffled anew in every epoch."""
         shape, seed = self._config.phases[phase], self._config.seed
-        return ExampleBatches(*self._train[:2], shape, seed, self._unit)
+        return _batches(self._config, self._train, shape, seed, self._unit)
 
     def held_out(self, phase: int) -> HeldOut:
         """The dev set in its own order, and its score."""
         shape, settings = self._config.phases[phase], self._config.task
-        batches = ExampleBatches(*self._dev[:2], shape, None, self._unit)
+        batches = _batches(self._config, self._dev, shape, None, self._unit)
 
         def score(outputs: list[dict[str, np.ndarray]]) -> dict[str, float]:
             logits = batches.collect([output["logits"] for output in outputs])
             if settings.kind == "tag":
-                found = words.tags(logits, self._dev.first, settings.labels)
+                found = words.tags(logits, self._dev.parts, settings.labels)
                 return _entities(self._dev_items, found)
+            if settings.kind == "choice":
+                right = _split(self._dev.labels[:, None], self._dev.parts)
+                found = _split(logits, self._dev.parts)
+                gold, best = ([s.argmax() for s in part] for part in (right, found))
+                return {"eval_score": scores.accuracy(gold, best)}
             return {"eval_score": measure(settings.score, logits, self._dev.labels)}
 
         facts = {"dev_examples": len(self._dev_items), "score_name": settings.score}
         return HeldOut(batches, facts, score)
+
+
+def _batches(
+    config: Config, data: _Set, shape: Phase, seed: int | None, unit: int
+) -> ExampleBatches:
+    groups = data.parts if config.task.kind == "choice" else None
+    return ExampleBatches(*data[:2], shape, seed, unit, groups)
+
+
+def _split(logits: np.ndarray, groups: np.ndarray) -> list[np.ndarray]:
+    """The scores of the choices of each question."""
+    return np.split(logits[:, 0], groups[1:-1])
 
 
 def _entities(gold: Sequence[Any], found: list[str]) -> dict[str, float]:
@@ -210,7 +240,7 @@ class Unlabelled:
         self._items: Sequence[Any] = _read(config.task, path, labels=False)
         self._set = _encode(config, self._items, tokenizer, labels=False)
         shape = config.phases[0]
-        self.batches = ExampleBatches(*self._set[:2], shape, None, unit)
+        self.batches = _batches(config, self._set, shape, None, unit)
 
     def describe(self, logits: np.ndarray) -> list[dict[str, Any]]:
         """What a model says of each example, in words.
@@ -224,16 +254,22 @@ class Unlabelled:
         """
         settings = self._settings
         if settings.kind == "tag":
-            rest = iter(words.tags(logits, self._set.first, settings.labels))
+            rest = iter(words.tags(logits, self._set.parts, settings.labels))
             return [
                 {"words": s.words, "tags": [next(rest) for _ in s.words]}
                 for s in self._items
             ]
+        if settings.kind == "choice":
+            found = map(_share, _split(logits, self._set.parts))
+            return [_named([str(i) for i in range(len(s))], s) for s in found]
         if settings.kind == "regress":
             return [{"prediction": round(float(value), 4)} for value in logits[:, 0]]
-        share = np.exp(logits - logits.max(-1, keepdims=True))
-        share /= share.sum(-1, keepdims=True)
-        return [_named(settings.labels, row) for row in share]
+        return [_named(settings.labels, row) for row in _share(logits)]
+
+
+def _share(logits: np.ndarray) -> np.ndarray:
+    power = np.exp(logits - logits.max(-1, keepdims=True))
+    return power / power.sum(-1, keepdims=True)
 
 
 def _named(labels: Sequence[str], share: np.ndarray) -> dict[str, Any]:

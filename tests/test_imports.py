@@ -94,7 +94,11 @@ def test_the_loop_names_no_task() -> None:
 
 
 VARIANTS = ("", "smoke", "paper", "cpu", "paper,smoke")
-OWN = {"glue": ("", *presets.GLUE, "mnli,smoke"), "ner": ("", "smoke")}
+OWN = {
+    "glue": ("", *presets.GLUE, "mnli,smoke"),
+    "ner": ("", "smoke"),
+    "swag": ("", "smoke"),
+}
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,8 @@ class TaskSettings:
     train_file: str = ""  # .tsv .csv .jsonl, also compressed, to fine-tune on
     dev_file: str = ""  # the same, to score on and to choose the best step by
     text_column: str = "text"  # by name, or by number from 0
-    pair_column: str = ""  # of the second text; "" where there is none
+    pair_column: str = ""  # of the second text, if any; of the choices: a,b,c or a list
+    start_column: str = ""  # of the words that begin every choice, if there are any
     label_column: str = "label"
     delimiter: str = ""  # between columns: tab, or a character; "" is as usual
     score: str = ""  # of the dev set, to choose the best step; "" is the kind's own

@@ -117,6 +117,8 @@ class ExampleBatches:
       phase: `length` of a row, `batch` examples a step, `max_packed` in a row.
       seed: shuffles every epoch anew; None keeps the order, for evaluation.
       unit: devices that share a batch; rows are a multiple of it.
+      groups: [E + 1] where an example's sequences begin, if it has several, the
+        choices of a question; labels are then 1 for the right one and 0.
     """
 
     masked = 0  # tokens of a row that a masked-token head works on
@@ -128,11 +130,13 @@ class ExampleBatches:
         phase: Phase,
         seed: int | None,
         unit: int = 1,
+        groups: NDArray[np.int64] | None = None,
     ):
         self.sequences, self.labels, self.phase = sequences, labels, phase
-        self._seed, self._unit = seed, unit
-        self._count = len(sequences.offset) - 1
-        self._per_token = len(labels) != self._count  # a sequence has two or more
+        self._seed, self._unit, self._groups = seed, unit, groups
+        self._count = len(sequences.offset if groups is None else groups) - 1
+        # A sequence has at least two tokens.
+        self._per_token = len(labels) != len(sequences.offset) - 1
         self._order = functools.lru_cache(2)(self._shuffle)
 
     def __len__(self) -> int:
@@ -151,8 +155,10 @@ class ExampleBatches:
         return np.argsort(hashing.draw(key, np.arange(self._count)))
 
     def layout(self, number: int) -> NDArray[np.int64]:
-        """[R, K] the example in each slot of each row of a batch; -1 is none."""
+        """[R, K] the sequence in each slot of each row of a batch; -1 is none."""
         chosen = self.examples(number)
+        if self._groups is not None:
+            chosen, _ = _members(self._groups, chosen)
         size = np.diff(self.sequences.offset)[chosen]
         slots = self.phase.max_packed
         rows = pack(size, self.phase.length, slots, np.arange(len(size)))
@@ -189,7 +195,8 @@ class ExampleBatches:
         Returns:
           `token segment position example` int32 [R, L]; `nsp_position` int32 [R, K],
           the [CLS] of each example; `label` and `weight` float32, [R, K] of examples
-          or [R, L] of tokens.
+          or [R, L] of tokens; of choices also `group` int32 [R, K], which question
+          of the batch each belongs to.
         """
         rows = self.layout(number)
         share = len(rows) // part[1]
@@ -200,7 +207,24 @@ class ExampleBatches:
         if self._per_token:
             used &= self.labels[place] >= 0
         label = np.where(used, self.labels[place], 0).astype(self.labels.dtype)
-        return {**arrays, "label": label, "weight": used.astype(np.float32)}
+        batch = {**arrays, "label": label, "weight": used.astype(np.float32)}
+        if self._groups is not None:
+            member, group = _members(self._groups, self.examples(number))
+            order = np.argsort(member)
+            at = np.searchsorted(member, rows, sorter=order)
+            found = group[order[np.minimum(at, len(order) - 1)]]
+            batch["group"] = np.where(used, found, 0).astype(np.int32)
+        return batch
+
+
+def _members(
+    groups: NDArray[np.int64], examples: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The sequences of some examples, and for each the place of its example."""
+    size = np.diff(groups)[examples]
+    place = np.repeat(np.arange(len(examples)), size)
+    inside = np.arange(len(place)) - np.repeat(np.cumsum(size) - size, size)
+    return groups[examples][place] + inside, place
 
 
 def rows_of(

@@ -71,10 +71,13 @@ def load(directory: Path) -> Source:
     tensors = _clean(dict(_read(directory)), directory)
     parts = names.parts_of(tensors)
     kind, needed = _kind(file, values, parts)
-    labels = _labels(values, tensors) if "head" in parts else ()
+    classes = len(tensors["classifier.weight"]) if "head" in parts else 0
+    labels = _labels(values, classes) if kind in ("classify", "tag", "span") else ()
+    if kind == "classify" and classes == 1:
+        kind, labels = "regress", ()
     where = f"{directory}, config in {file.name}"
     everything = parts | set(needed)
-    params = names.from_theirs(tensors, model, everything, len(labels), where)
+    params = names.from_theirs(tensors, model, everything, classes, where)
     task = TaskSettings(kind=kind, labels=labels)
     return Source(model, task, params, settings, tokenizer)
 
@@ -120,9 +123,8 @@ def _kind(
     return "pretrain" if "mlm" in parts else "encoder", ()
 
 
-def _labels(values: Mapping[str, Any], tensors: names.Tensors) -> tuple[str, ...]:
+def _labels(values: Mapping[str, Any], count: int) -> tuple[str, ...]:
     """Names of the classes in order of their ids."""
-    count = len(tensors["classifier.weight"])
     named = {int(k): str(v) for k, v in (values.get("id2label") or {}).items()}
     return tuple(named.get(i, f"LABEL_{i}") for i in range(count))
 
@@ -262,10 +264,11 @@ def to_tensors(
     Raises:
       UserError: no class fits the parts.
     """
+    wanted = "classify" if task.kind == "regress" else task.kind
     fits = [
         (kind, needed)
         for kind, (name, needed) in _CLASSES.items()
-        if name == task.kind and set(needed) <= set(params)
+        if name == wanted and set(needed) <= set(params)
     ]
     if not fits:
         raise UserError(
@@ -276,7 +279,8 @@ def to_tensors(
     if kind == "BertModel":
         needed = ("pooler",) if "pooler" in params else ()
     chosen = {part: params[part] for part in (*names.ENCODER, *needed)}
-    tensors = names.to_theirs(chosen, model, len(task.labels))
+    classes = len(params["head"]["bias"]) if "head" in needed else 0
+    tensors = names.to_theirs(chosen, model, classes)
     if kind == "BertModel":
         tensors = {name.removeprefix("bert."): a for name, a in tensors.items()}
     if kind == "BertForQuestionAnswering":
@@ -307,7 +311,10 @@ def _config(config: Config, kind: str, tokenizer: TextTokenizer) -> dict[str, An
         "position_embedding_type": "absolute",
         "pad_token_id": tokenizer.vocabulary().pad,
     }
-    if config.task.kind in ("classify", "tag"):
+    if config.task.kind == "regress":
+        labels = ("LABEL_0",)
+        values["problem_type"] = "regression"
+    if config.task.kind in ("classify", "tag", "regress"):
         values["id2label"] = {str(i): label for i, label in enumerate(labels)}
         values["label2id"] = {label: i for i, label in enumerate(labels)}
     return values

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
 
 from bert_jax import metrics
 from bert_jax.config import Model, TaskSettings
@@ -18,8 +19,8 @@ def classify(model: Model, settings: TaskSettings) -> Task:
 
     Args:
       model: sizes and numerics.
-      settings: `kind` is classify or tag, with a class for each of `labels`, or
-        regress.
+      settings: `kind` is classify or tag, with a class for each of `labels`, regress,
+        or choice, where a batch has `group` int32 [B, K] and label 1 for right.
 
     Returns:
       A Task with the pairs `loss` and, of classes, `accuracy`; a batch has `label`
@@ -27,10 +28,10 @@ def classify(model: Model, settings: TaskSettings) -> Task:
       to tag, [B, L] of tokens. `predict` gives `logits` float32 of the same shape
       with an axis C, which is 1 for numbers.
 
-    Devlin et al. 2019, sections 4.1 and 5.3; numbers by mean squared error.
+    Devlin et al. 2019, sections 4.1, 4.4 and 5.3; numbers by mean squared error.
     """
     method = "tag" if settings.kind == "tag" else "classify"
-    numbers = settings.kind == "regress"
+    numbers = settings.kind in ("regress", "choice")
     bert: Any = Bert(model, classes=1 if numbers else len(settings.labels))
 
     def logits(
@@ -46,6 +47,8 @@ def classify(model: Model, settings: TaskSettings) -> Task:
     def loss(params: dict[str, Any], batch: Batch, rng: jax.Array | None) -> Pairs:
         found = logits(params, batch, rng)
         label, weight = jnp.asarray(batch["label"]), jnp.asarray(batch["weight"])
+        if settings.kind == "choice":
+            return _choose(found[:, :, 0], label, weight, jnp.asarray(batch["group"]))
         if numbers:
             error = jnp.square(found[:, :, 0] - label)
             return {"loss": ((error * weight).sum(), weight.sum())}
@@ -59,3 +62,25 @@ def classify(model: Model, settings: TaskSettings) -> Task:
         return {f"eval_{k}": float(v) for k, v in metrics.divide(sums).items()}
 
     return Task(init, loss, ("loss",), predict, score, "eval_score", largest=True)
+
+
+def _choose(
+    score: Float[Array, "B K"],
+    right: Int32[Array, "B K"],
+    weight: Float[Array, "B K"],
+    group: Int32[Array, "B K"],
+) -> Pairs:
+    """Softmax over the choices of each question, wherever in the batch they lie."""
+    count = score.size  # no batch has more questions than slots
+    flat = [x.reshape(-1) for x in (score, right * weight, weight, group)]
+    score, right, weight, group = flat
+    real = jnp.where(weight > 0, score, -jnp.inf)
+    top = jax.lax.stop_gradient(jax.ops.segment_max(real, group, count))
+    top = jnp.where(jnp.isfinite(top), top, 0)
+    power = jnp.where(weight > 0, jnp.exp(score - top[group]), 0)
+    total = jax.ops.segment_sum(power, group, count)
+    log_total = top + jnp.log(jnp.where(total > 0, total, 1))
+    questions = right.sum()
+    loss = (right * (log_total[group] - score)).sum()
+    best = (right * (score >= top[group])).sum()
+    return {"loss": (loss, questions), "accuracy": (best, questions)}

@@ -121,9 +121,15 @@ def test_numbers_are_learned(files, tmp_path):
     (tmp_path / "hf").symlink_to(files / "hf")
     flags = ["--config.task.pair_column=", "--config.task.epochs=8"]
     config = f"{GLUE}:stsb"
-    assert _train(tmp_path, tmp_path / "run", *flags, config=config) == 0
-    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    run = tmp_path / "run"
+    assert _train(tmp_path, run, *flags, config=config) == 0
+    summary = json.loads((run / "summary.json").read_text())
     assert summary["score_name"] == "pearson" and summary["score"] > 0.8
+    out = tmp_path / "out"
+    assert main(["export", f"--workdir={run}", f"--output={out}"]) == 0
+    assert main(["import", f"--source={out}", f"--workdir={tmp_path / 'again'}"]) == 0
+    saved = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert saved["task"]["kind"] == "regress"
 
 
 @pytest.mark.parametrize(
@@ -187,3 +193,32 @@ def test_entities_are_learned_and_predicted(files, tmp_path):
         t == u for s, (_, tags) in pairs for (_, t), u in zip(s, tags, strict=True)
     ]
     assert np.mean(right) > 0.9
+
+
+def test_choices_are_learned_and_predicted(files, tmp_path):
+    rng = np.random.default_rng(0)
+    for name, count in (("train", 240), ("dev", 50)):
+        rows = []
+        for number in range(count):
+            ends = [["w7", "w8", "w10"][i] for i in rng.integers(0, 3, 3)]
+            right = int(rng.integers(0, 3))
+            ends[right] = "w4"
+            words = " ".join(f"w{i}" for i in rng.integers(5, 60, number % 6 + 1))
+            rows.append(",".join([words, "w5", *ends, str(right)]))
+        text = "\n".join(["sent1,sent2,a,b,c,label", *rows]) + "\n"
+        (tmp_path / f"{name}.csv").write_text(text)
+    config = f"--config={ROOT / 'configs/swag.py'}"
+    flags = [f"--config.task.{n}_file={tmp_path / n}.csv" for n in ("train", "dev")]
+    flags += ["--config.task.pair_column=a,b,c", "--config.task.epochs=6"]
+    run, out = tmp_path / "run", tmp_path / "out.jsonl"
+    assert _train(files, run, *flags, config=config) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["score"] > 0.9 and summary["dev_examples"] == 50
+    assert summary["eval_accuracy"] == pytest.approx(summary["eval_score"])
+    flags = [f"--input={tmp_path / 'dev.csv'}", f"--output={out}"]
+    assert main(["predict", f"--workdir={run}", *flags]) == 0
+    found = [json.loads(line)["prediction"] for line in out.read_text().splitlines()]
+    rows = (tmp_path / "dev.csv").read_text().splitlines()[1:]
+    right = [row.rsplit(",", 1)[1] for row in rows]
+    score = np.mean([a == b for a, b in zip(found, right, strict=True)])
+    assert score == pytest.approx(summary["score"])
