@@ -2,17 +2,18 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from bert_jax import scores
 from bert_jax.config import Config, Phase, TaskSettings
+from bert_jax.data import answers, words
 from bert_jax.data import labels as labelling
-from bert_jax.data import words
 from bert_jax.data.labelled import Choice, Example, choices, table
 from bert_jax.data.sequences import ExampleBatches, Sequences, frame
+from bert_jax.data.squad import Question, questions, repair
 from bert_jax.data.tagged import Sentence, check_scheme, sentences
 from bert_jax.data.tokenizer import TextTokenizer
 from bert_jax.errors import UserError
@@ -23,10 +24,11 @@ _SCORES = {  # of each kind, its own first
     "regress": ("pearson", "spearman"),
     "tag": ("entity_f1",),
     "choice": ("accuracy",),
+    "span": ("f1", "exact"),
 }
 KINDS = tuple(_SCORES)
 
-Item = Example | Sentence | Choice
+Item = Example | Sentence | Choice | Question
 
 
 class Files(NamedTuple):
@@ -56,6 +58,8 @@ def _read(settings: TaskSettings, path: str, labels: bool = True) -> Sequence[It
     text = settings.text_column
     label = settings.label_column if labels else None
     delimiter = {"": None, "tab": "\t"}.get(settings.delimiter, settings.delimiter)
+    if settings.kind == "span":
+        return questions(path, labels)
     if settings.kind == "choice":
         ends, start = settings.pair_column.split(","), settings.start_column or None
         return choices(path, [text], ends, label, start=start, delimiter=delimiter)
@@ -91,7 +95,7 @@ def settle(config: Config, files: Files) -> Config:
         labels = tuple(labelling.labels_of(files.train))  # pyright: ignore
     if settings.kind == "tag" and not labels:
         labels = words.tags_of(files.train)  # pyright: ignore
-    if score == "f1" and len(labels) != 2:
+    if settings.kind == "classify" and score == "f1" and len(labels) != 2:
         raise UserError(
             f"config.task.score={score}: needs two classes, there are {len(labels)}"
         )
@@ -111,7 +115,7 @@ class _Set(NamedTuple):
     sequences: Sequences
     labels: np.ndarray  # of each example, or of each token
     # To tag: of each word the token that has its label, or -1. To choose: where the
-    # choices of each question begin, and the end. Else nothing.
+    # choices of each question begin, and the end. To find spans: each one's question.
     parts: np.ndarray
 
 
@@ -122,6 +126,8 @@ def _encode(
     if settings.kind == "tag":
         known = settings.labels if labels else ()
         return _Set(*words.encode(tokenizer, items, known, limit))
+    if settings.kind == "span":
+        return _Set(*answers.encode(tokenizer, items, limit, settings.doc_stride))
     if settings.kind == "choice":
         context = [item.context for item in items for _ in item.endings]
         ends = [ending for item in items for ending in item.endings]
@@ -148,13 +154,29 @@ class Labelled:
       files: from `read`.
       tokenizer: of the model.
       unit: rows of a batch are a multiple of it: of the devices that share them.
+      note: is told of answers that had to be repaired.
     """
 
     def __init__(
-        self, config: Config, files: Files, tokenizer: TextTokenizer, unit: int
+        self,
+        config: Config,
+        files: Files,
+        tokenizer: TextTokenizer,
+        unit: int,
+        note: Callable[[str], None] = print,
     ) -> None:
         self._config, self._unit, self._dev_items = config, unit, files.dev
-        self._train, self._dev = (_encode(config, f, tokenizer) for f in files)
+        train: Sequence[Any] = files.train
+        if config.task.kind == "span":
+            train, report = repair(train)
+            if report.repaired or report.unrepairable:
+                note(
+                    f"{config.task.train_file}: {report.repaired} answers were moved "
+                    f"to where their text is, {report.unrepairable} were not found; "
+                    f"{report.dropped} questions without an answer are left out"
+                )
+        self._train = _encode(config, train, tokenizer)
+        self._dev = _encode(config, files.dev, tokenizer)
 
     def batches(self, phase: int) -> ExampleBatches:
         """Training batches, shuffled anew in every epoch."""
@@ -167,7 +189,10 @@ class Labelled:
         batches = _batches(self._config, self._dev, shape, None, self._unit)
 
         def score(outputs: list[dict[str, np.ndarray]]) -> dict[str, float]:
-            logits = batches.collect([output["logits"] for output in outputs])
+            tokens = settings.kind in ("tag", "span")
+            logits = batches.collect([o["logits"] for o in outputs], tokens)
+            if settings.kind == "span":
+                return _span_scores(settings, self._dev_items, self._dev, logits)
             if settings.kind == "tag":
                 found = words.tags(logits, self._dev.parts, settings.labels)
                 return _entities(self._dev_items, found)
@@ -180,6 +205,26 @@ class Labelled:
 
         facts = {"dev_examples": len(self._dev_items), "score_name": settings.score}
         return HeldOut(batches, facts, score)
+
+
+def _span_scores(
+    settings: TaskSettings, items: Sequence[Any], data: _Set, logits: np.ndarray
+) -> dict[str, float]:
+    """Official scores; where questions may lack an answer, at the best threshold."""
+    found = answers.decode(items, answers.Windows(*data), logits, settings.max_answer)
+    golds = {item.id: [text for text, _ in item.answers] for item in items}
+    some = any(item.impossible for item in items)
+    predicted = answers.choose(items, found, math.inf)
+    null = {q.id: one.null for q, one in zip(items, found, strict=True)}
+    result = scores.squad(predicted, golds, null if some else None, threshold=math.inf)
+    best = "best_" if some else ""
+    more = {"eval_null_threshold": result["best_f1_threshold"]} if some else {}
+    return {
+        "eval_score": result[f"{best}{settings.score}"],
+        "eval_exact": result[f"{best}exact"],
+        "eval_f1": result[f"{best}f1"],
+        **more,
+    }
 
 
 def _batches(
@@ -228,15 +273,21 @@ class Unlabelled:
       path: of the file; a file of words may lack the tags.
       tokenizer: of the model.
       unit: devices that share a batch.
+      threshold: above which a question is left without an answer (span).
 
     Raises:
       UserError: the file is wrong; the message names file and line.
     """
 
     def __init__(
-        self, config: Config, path: str, tokenizer: TextTokenizer, unit: int
+        self,
+        config: Config,
+        path: str,
+        tokenizer: TextTokenizer,
+        unit: int,
+        threshold: float = math.inf,
     ) -> None:
-        self._settings = config.task
+        self._settings, self._threshold = config.task, threshold
         self._items: Sequence[Any] = _read(config.task, path, labels=False)
         self._set = _encode(config, self._items, tokenizer, labels=False)
         shape = config.phases[0]
@@ -246,13 +297,22 @@ class Unlabelled:
         """What a model says of each example, in words.
 
         Args:
-          logits: [E, C], or [T, C] to tag; from `batches.collect`.
+          logits: [E, C], or [T, C] of tokens; from `batches.collect`.
 
         Returns:
           `prediction`, a label or a number, and of labels their `probabilities`; to
-          tag, `words` and `tags` of each sentence.
+          tag, `words` and `tags` of each sentence; to answer, `id`, `prediction` and
+          `nbest`.
         """
         settings = self._settings
+        if settings.kind == "span":
+            windows = answers.Windows(*self._set)
+            found = answers.decode(self._items, windows, logits, settings.max_answer)
+            chosen = answers.choose(self._items, found, self._threshold)
+            return [
+                {"id": i, "prediction": text, "nbest": answers.nbest(one)}
+                for (i, text), one in zip(chosen.items(), found, strict=True)
+            ]
         if settings.kind == "tag":
             rest = iter(words.tags(logits, self._set.parts, settings.labels))
             return [

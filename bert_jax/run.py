@@ -22,6 +22,7 @@ from bert_jax.initial import fit_vocabulary
 from bert_jax.tasks import Task
 from bert_jax.tasks.classify import classify
 from bert_jax.tasks.pretrain import pretrain
+from bert_jax.tasks.span import span
 
 # Settings that may differ when a run is continued: they change no result.
 _FREE = ("log_every", "eval_every", "save_every", "keep_last", "keep_best", "mesh")
@@ -106,7 +107,7 @@ def assemble(
     """
     mesh = sharding.make_mesh(config.mesh)
     if config.task.kind in labelled.KINDS:
-        return _labelled(config, mesh, files or labelled.read(config.task))
+        return _labelled(config, mesh, files or labelled.read(config.task), note)
     if config.task.kind != "pretrain":
         raise UserError(
             f"config.task.kind={config.task.kind}: cannot be trained or scored; use "
@@ -138,7 +139,16 @@ def assemble(
     return _run(config, tokenizer, Stored(store, config), mesh, task)
 
 
-def _labelled(config: Config, mesh: Mesh, files: labelled.Files) -> Run:
+def labelled_task(config: Config) -> Task:
+    """The task of a config whose kind is one of `labelled.KINDS`."""
+    if config.task.kind == "span":
+        return span(config.model)
+    return classify(config.model, config.task)
+
+
+def _labelled(
+    config: Config, mesh: Mesh, files: labelled.Files, note: Callable[[str], None]
+) -> Run:
     if not config.tokenizer.path:
         raise UserError(
             "config.tokenizer.path: not set; --config.init=DIR of a model brings its "
@@ -148,8 +158,8 @@ def _labelled(config: Config, mesh: Mesh, files: labelled.Files) -> Run:
     config = fit_vocabulary(config, tokenizer.vocabulary().size)
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = shares * config.phases[0].accumulate
-    data = labelled.Labelled(config, files, tokenizer, unit)
-    return _run(config, tokenizer, data, mesh, classify(config.model, config.task))
+    data = labelled.Labelled(config, files, tokenizer, unit, note)
+    return _run(config, tokenizer, data, mesh, labelled_task(config))
 
 
 def _run(

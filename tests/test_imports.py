@@ -94,11 +94,8 @@ def test_the_loop_names_no_task() -> None:
 
 
 VARIANTS = ("", "smoke", "paper", "cpu", "paper,smoke")
-OWN = {
-    "glue": ("", *presets.GLUE, "mnli,smoke"),
-    "ner": ("", "smoke"),
-    "swag": ("", "smoke"),
-}
+TASKS = dict.fromkeys(("ner", "squad", "swag"), ("", "smoke"))
+OWN = {"glue": ("", *presets.GLUE, "mnli,smoke"), **TASKS}
 
 
 @pytest.mark.parametrize(

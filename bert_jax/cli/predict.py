@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         required=True,
         help="a .tsv of `index` and `prediction`, as GLUE wants it, or of words and "
-        "tags; or a .jsonl, with probabilities",
+        "tags; a .json of answers by id, with .nbest.json beside it; or a .jsonl, with "
+        "probabilities",
     )
 
 
@@ -41,17 +43,26 @@ def main(argv: Sequence[str]) -> int:
 
     config = require(args)
     output = Path(args.output)
-    if output.suffix not in (".tsv", ".jsonl"):
-        raise UserError(f"--output={output}: must end in .tsv or .jsonl")
+    wanted = (".json", ".jsonl") if config.task.kind == "span" else (".tsv", ".jsonl")
+    if output.suffix not in wanted:
+        raise UserError(f"--output={output}: must end in {' or '.join(wanted)}")
     if output.exists():
         raise UserError(f"--output={output} exists; choose another file, or remove it")
     rows = _predict(config, args.workdir, args.input)
+    texts = {output: _table(rows)}
     if output.suffix == ".jsonl":
         lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-    else:
-        lines = _table(rows)
+        texts = {output: "\n".join(lines)}
+    elif output.suffix == ".json":
+        texts = {
+            output: _object({row["id"]: row["prediction"] for row in rows}),
+            output.with_suffix(".nbest.json"): _object(
+                {row["id"]: row["nbest"] for row in rows}
+            ),
+        }
     try:
-        output.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        for file, text in texts.items():
+            file.write_text(text + "\n", encoding="utf-8")
     except OSError as error:
         raise UserError(
             f"--output={output}: cannot be written ({error.strerror})"
@@ -63,28 +74,33 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _table(rows: list[dict[str, Any]]) -> list[str]:
+def _object(values: dict[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, indent=1)
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
     """A GLUE submission; or words with their tags, a blank line after a sentence."""
     if "tags" not in rows[0]:
         labels = (f"{i}\t{row['prediction']}" for i, row in enumerate(rows))
-        return ["index\tprediction", *labels]
+        return "\n".join(["index\tprediction", *labels])
     lines = []
     for row in rows:
         pairs = zip(row["words"], row["tags"], strict=True)
         lines += [*(f"{word}\t{tag}" for word, tag in pairs), ""]
-    return lines
+    return "\n".join(lines)
 
 
 def _predict(config: Any, workdir: str, source: str) -> list[dict[str, Any]]:
     import jax
 
     from bert_jax import labelled, sharding
+    from bert_jax.checkpoint import Checkpoints
     from bert_jax.cli.restore import parameters
     from bert_jax.data import device
     from bert_jax.data.tokenizer import load_tokenizer
     from bert_jax.initial import fit_vocabulary
+    from bert_jax.run import labelled_task
     from bert_jax.step import make_predict_step
-    from bert_jax.tasks.classify import classify
 
     if config.task.kind not in labelled.KINDS:
         raise UserError(
@@ -94,17 +110,24 @@ def _predict(config: Any, workdir: str, source: str) -> list[dict[str, Any]]:
     tokenizer = load_tokenizer(Path(workdir) / "tokenizer", config.tokenizer)
     config = fit_vocabulary(config, tokenizer.vocabulary().size)
     mesh = sharding.make_mesh(config.mesh)
-    task = classify(config.model, config.task)
+    task = labelled_task(config)
     _, params = parameters(workdir, task.init, mesh, task.best)
     params = {
         part: params[part] for part in jax.eval_shape(task.init, jax.random.key(0))
     }
     unit = mesh.shape["data"] * mesh.shape["fsdp"]
-    data = labelled.Unlabelled(config, source, tokenizer, unit)
+    where = Path(workdir) / "checkpoints"
+    with Checkpoints(
+        where, metric=task.best, largest=task.largest, read_only=True
+    ) as checkpoints:
+        _, scores = checkpoints.best() or (0, {})
+    threshold = scores.get("eval_null_threshold", math.inf)
+    data = labelled.Unlabelled(config, source, tokenizer, unit, threshold)
     batches = data.batches
     step, place = make_predict_step(task, mesh), sharding.batch_sharding(mesh)
     outputs = [
         np.asarray(step(params, device.to_device(batches.batch(n), place))["logits"])
         for n in range(len(batches))
     ]
-    return data.describe(batches.collect(outputs))
+    tokens = config.task.kind in ("tag", "span")
+    return data.describe(batches.collect(outputs, tokens))

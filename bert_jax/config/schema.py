@@ -55,6 +55,8 @@ class TaskSettings:
     start_column: str = ""  # of the words that begin every choice, if there are any
     label_column: str = "label"
     delimiter: str = ""  # between columns: tab, or a character; "" is as usual
+    doc_stride: int = 128  # [tokens] between the windows over a long text (span)
+    max_answer: int = 30  # [tokens] of the longest answer (span)
     score: str = ""  # of the dev set, to choose the best step; "" is the kind's own
     epochs: float = 3.0  # [passes over train_file]; decides config.steps
 

@@ -33,7 +33,7 @@ _POSITIVE = (
     "tokenizer.train_bytes tokenizer.min_frequency model.vocab_size "
     "model.vocab_multiple model.hidden model.layers model.heads model.mlp "
     "model.positions model.segments model.norm_epsilon model.init_std "
-    "optim.peak_rate optim.epsilon task.epochs"
+    "optim.peak_rate optim.epsilon task.epochs task.doc_stride task.max_answer"
 ).split()
 _NOT_NEGATIVE = (
     "keep_best data.num_workers optim.end_rate optim.weight_decay optim.clip_norm"

@@ -113,7 +113,7 @@ class ExampleBatches:
 
     Args:
       sequences: one for each example.
-      labels: [E] of each example, or [T] of each token; there -1 is none.
+      labels: [E] or [E, ...] of each example, or [T] of each token; there -1 is none.
       phase: `length` of a row, `batch` examples a step, `max_packed` in a row.
       seed: shuffles every epoch anew; None keeps the order, for evaluation.
       unit: devices that share a batch; rows are a multiple of it.
@@ -167,20 +167,22 @@ class ExampleBatches:
         full[: len(rows)] = np.where(rows >= 0, chosen[rows], -1)
         return full
 
-    def collect(self, outputs: Sequence[NDArray]) -> NDArray:
-        """What a model gave for each batch of one epoch, in the order of the labels.
+    def collect(self, outputs: Sequence[NDArray], tokens: bool = False) -> NDArray:
+        """What a model gave for each batch of one epoch, in the order of the file.
 
         Args:
-          outputs: [R, K, ...] of each batch, or [R, L, ...] where tokens have labels.
+          outputs: [R, K, ...] of each batch, or of tokens [R, L, ...].
+          tokens: the outputs are of tokens.
 
         Returns:
           [E, ...], or [T, ...].
         """
-        shape = (len(self.labels), *outputs[0].shape[2:])
-        found = np.zeros(shape, outputs[0].dtype)
+        offset = self.sequences.offset
+        count = offset[-1] if tokens else len(offset) - 1
+        found = np.zeros((count, *outputs[0].shape[2:]), outputs[0].dtype)
         for number, output in enumerate(outputs):
             place = self.layout(number)
-            if self._per_token:
+            if tokens:
                 place = rows_of(self.sequences, place, self.phase.length)[1]
             found[place[place >= 0]] = output[place >= 0]
         return found
@@ -206,7 +208,8 @@ class ExampleBatches:
         used = place >= 0
         if self._per_token:
             used &= self.labels[place] >= 0
-        label = np.where(used, self.labels[place], 0).astype(self.labels.dtype)
+        label = self.labels[place]
+        label[~used] = 0
         batch = {**arrays, "label": label, "weight": used.astype(np.float32)}
         if self._groups is not None:
             member, group = _members(self._groups, self.examples(number))

@@ -222,3 +222,59 @@ def test_choices_are_learned_and_predicted(files, tmp_path):
     right = [row.rsplit(",", 1)[1] for row in rows]
     score = np.mean([a == b for a, b in zip(found, right, strict=True)])
     assert score == pytest.approx(summary["score"])
+
+
+def _squad(path, count, seed, impossible=False):
+    """Texts in which w4 or w14 answers; some have neither."""
+    rng, rows = np.random.default_rng(seed), []
+    for number in range(count):
+        words = [f"w{i}" for i in rng.choice([5, 7, 8, 10, 11], 12)]
+        at = int(rng.integers(0, 10))
+        none = impossible and number % 3 == 0
+        words[at] = "w2" if none else ["w4", "w14"][number % 2]
+        start = len(" ".join(words[:at])) + (at > 0)
+        answer = {"text": words[at], "answer_start": start}
+        rows.append(
+            {
+                "context": " ".join(words),
+                "qas": [
+                    {
+                        "id": f"q{number}",
+                        "question": "w13",
+                        "is_impossible": none,
+                        "answers": [] if none else [answer],
+                    }
+                ],
+            }
+        )
+    path.write_text(json.dumps({"data": [{"title": "t", "paragraphs": rows}]}))
+
+
+@pytest.mark.parametrize("impossible", [False, True])
+def test_answers_are_learned_and_predicted(files, tmp_path, impossible):
+    _squad(tmp_path / "train.json", 300, 1, impossible)
+    _squad(tmp_path / "dev.json", 60, 2, impossible)
+    config = f"--config={ROOT / 'configs/squad.py'}"
+    flags = [f"--config.task.{n}_file={tmp_path / n}.json" for n in ("train", "dev")]
+    flags += ["--config.task.epochs=12", "--config.task.doc_stride=8"]
+    flags += ["--config.phases[0].length=24"]
+    run, out = tmp_path / "run", tmp_path / "out.json"
+    assert _train(files, run, *flags, config=config) == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["score_name"] == "f1" and summary["score"] > 0.8
+    assert ("eval_null_threshold" in summary) == impossible
+    flags = [f"--input={tmp_path / 'dev.json'}", f"--output={out}"]
+    assert main(["predict", f"--workdir={run}", *flags]) == 0
+    found = json.loads(out.read_text())
+    assert len(found) == 60
+    paragraphs = json.loads((tmp_path / "dev.json").read_text())["data"][0][
+        "paragraphs"
+    ]
+    right = []
+    for paragraph in paragraphs:
+        (question,) = paragraph["qas"]
+        wanted = [answer["text"] for answer in question["answers"]] or [""]
+        right.append(found[question["id"]] == wanted[0])
+    assert np.mean(right) == pytest.approx(summary["score"], abs=0.02)
+    best = json.loads((tmp_path / "out.nbest.json").read_text())
+    assert best["q1"][0]["probability"] <= 1
