@@ -65,7 +65,7 @@ def windows(
     room = size
     for line in read(source, counts):
         waiting.append(line)
-        room -= min(len(line) // 4 + 2, limit)  # about; for certain no encoding yet
+        room -= min(len(line) // 4 + 2, limit)  # tokens, roughly: not encoded yet
         if room <= 0:
             yield _frame(waiting, tokenizer, limit, spans, counts)
             waiting, room = [], size

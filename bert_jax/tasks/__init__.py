@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from bert_jax import metrics
 from bert_jax.model import Batch
 
 Pairs = dict[str, tuple[jax.Array, jax.Array]]
@@ -35,3 +36,8 @@ class Task(NamedTuple):
     score: Callable[[Mapping[str, tuple[float, float]]], dict[str, float]]
     best: str = "eval_mlm_loss"
     largest: bool = False
+
+
+def ratios(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
+    """The `score` of most tasks: each pair's ratio, its name after `eval_`."""
+    return {f"eval_{k}": float(v) for k, v in metrics.divide(sums).items()}

@@ -1,17 +1,15 @@
 """Classes or numbers for texts and pairs of texts, and classes for their tokens."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from bert_jax import metrics
 from bert_jax.config import Model, TaskSettings
 from bert_jax.losses import cross_entropy
 from bert_jax.model import Batch, Bert
-from bert_jax.tasks import Pairs, Task
+from bert_jax.tasks import Pairs, Task, ratios
 
 
 def classify(model: Model, settings: TaskSettings) -> Task:
@@ -58,10 +56,7 @@ def classify(model: Model, settings: TaskSettings) -> Task:
     def predict(params: dict[str, Any], batch: Batch) -> Batch:
         return {"logits": logits(params, batch)}
 
-    def score(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        return {f"eval_{k}": float(v) for k, v in metrics.divide(sums).items()}
-
-    return Task(init, loss, ("loss",), predict, score, "eval_score", largest=True)
+    return Task(init, loss, ("loss",), predict, ratios, "eval_score", largest=True)
 
 
 def _choose(

@@ -1,16 +1,14 @@
 """Pretraining: masked tokens and, with sentence pairs, next sentence prediction."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from bert_jax import metrics
 from bert_jax.config import Model, Objective
 from bert_jax.losses import cross_entropy
 from bert_jax.model import Batch, Bert
-from bert_jax.tasks import Pairs, Task
+from bert_jax.tasks import Pairs, Task, ratios
 
 
 def pretrain(model: Model, objective: Objective) -> Task:
@@ -56,8 +54,5 @@ def pretrain(model: Model, objective: Objective) -> Task:
         real = outputs["mlm_logits"][:, :, : model.vocab_size]
         return outputs | {"mlm_logits": real}
 
-    def score(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        return {f"eval_{k}": float(v) for k, v in metrics.divide(sums).items()}
-
     terms = tuple(f"{name}_loss" for name in names)
-    return Task(init=init, loss=loss, terms=terms, predict=predict, score=score)
+    return Task(init=init, loss=loss, terms=terms, predict=predict, score=ratios)

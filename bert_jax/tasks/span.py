@@ -1,16 +1,14 @@
 """Answers as spans of a text: where they begin and where they end."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from bert_jax import metrics
 from bert_jax.config import Model
 from bert_jax.model import Batch, Bert
-from bert_jax.tasks import Pairs, Task
+from bert_jax.tasks import Pairs, Task, ratios
 
 
 def span(model: Model) -> Task:
@@ -56,10 +54,7 @@ def span(model: Model) -> Task:
     def predict(params: dict[str, Any], batch: Batch) -> Batch:
         return {"logits": logits(params, batch)}
 
-    def score(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:
-        return {f"eval_{k}": float(v) for k, v in metrics.divide(sums).items()}
-
-    return Task(init, loss, ("loss",), predict, score, "eval_score", largest=True)
+    return Task(init, loss, ("loss",), predict, ratios, "eval_score", largest=True)
 
 
 def _ends(
