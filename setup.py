@@ -42,6 +42,7 @@ REQUIREMENTS = [
     "zstandard>=0.23",
     "xxhash>=3.5",
     "tensorboardX>=2.6.4,<3",
+    "matplotlib>=3.10,<4",
     "rich>=14",
     "psutil>=6",
 ]

@@ -56,18 +56,19 @@ class Checkpoints:
         self._directory = Path(directory).absolute()
         self._metric = metric
 
-        def rank(metrics: Mapping[str, float]) -> float:
-            """Lower is better; a value that is not a number counts as worst."""
+        def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
+            """Lower is better, then earlier; what is not a number counts as worst."""
             value = metrics.get(metric, math.nan)
             value = math.inf if math.isnan(value) else value
-            return -value if largest and value != math.inf else value
+            value = -value if largest and value != math.inf else value
+            return value, metrics.get("step", math.inf)
 
         self._rank = rank
         keep: list[policies.PreservationPolicy] = [policies.LatestN(keep_last)]
         if keep_best:
             keep.append(
                 policies.BestN(
-                    get_metric_fn=rank,  # sorted best last
+                    get_metric_fn=rank,  # pyright: ignore  # sorted, best last
                     reverse=True,
                     n=keep_best,
                     keep_checkpoints_without_metrics=False,
@@ -75,7 +76,7 @@ class Checkpoints:
             )
         options = ocp.CheckpointManagerOptions(
             # Without best_fn the metrics are not written, whatever the policy.
-            best_fn=rank,
+            best_fn=rank,  # pyright: ignore
             best_mode="min",
             preservation_policy=policies.AnyPreservationPolicy(keep),
             cleanup_tmp_directories=not read_only,
@@ -121,7 +122,7 @@ class Checkpoints:
                     params=ocp.args.StandardSave(state.params),
                     rest=ocp.args.StandardSave(rest),
                 ),
-                metrics=None if metrics is None else _floats(metrics),
+                metrics=metrics and _floats({**metrics, "step": step}),
                 force=True,
             )
 

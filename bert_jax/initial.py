@@ -18,7 +18,7 @@ from bert_jax.sharding import replicated
 # What the weights decide; numerics such as dtype and dropout stay the new run's.
 _WEIGHTS_DECIDE = (
     *("vocab_size", "vocab_multiple", "hidden", "layers", "heads", "mlp"),
-    *("positions", "segments", "activation", "norm_epsilon"),
+    *("positions", "segments", "activation", "norm_epsilon", "init_std"),
 )
 
 
@@ -44,9 +44,15 @@ def fit_vocabulary(config: Config, size: int) -> Config:
 def adopt(config: Config) -> Config:
     """The config with the sizes and the tokenizer of `config.init`, if that is set.
 
+    After `none:DIR` it is as if these had been asked for, and `init` had not been set.
+
     Raises:
       UserError: there is no model in that directory.
     """
+    none, _, model_of = config.init.partition(":")
+    if none == "none":
+        config = adopt(dataclasses.replace(config, init=model_of))
+        return dataclasses.replace(config, init="")
     if not config.init:
         return config
     if is_run(config.init):

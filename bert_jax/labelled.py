@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from bert_jax import scores
 from bert_jax.config import Config, Phase, TaskSettings
@@ -32,26 +33,42 @@ Item = Example | Sentence | Choice | Question
 
 
 class Files(NamedTuple):
-    """The examples of the training and the dev file, as read."""
+    """The examples to train and to score on, as read."""
 
     train: Sequence[Item]
     dev: Sequence[Item]
 
 
 def read(settings: TaskSettings) -> Files:
-    """Reads both files.
+    """Reads both files; without a dev file, takes a share of the other one.
 
     Raises:
       UserError: one is not set, missing or wrong; the message names file and line.
     """
-    for name in ("train_file", "dev_file"):
-        if not getattr(settings, name):
-            raise UserError(
-                f"config.task.{name}: not set; --config.task.{name}=FILE names a file "
-                "of labelled examples"
-            )
-    found = [_read(settings, f) for f in (settings.train_file, settings.dev_file)]
-    return Files(*found)
+    if not settings.train_file:
+        raise UserError(
+            "config.task.train_file: not set; --config.task.train_file=FILE names a "
+            "file of labelled examples"
+        )
+    train = _read(settings, settings.train_file)
+    if settings.dev_file:
+        return Files(train, _read(settings, settings.dev_file))
+    return _hold_out(train, settings)
+
+
+def _hold_out(items: Sequence[Any], settings: TaskSettings) -> Files:
+    """Splits by a hash of the first text, so that none lies on both sides."""
+    limit, parts = settings.dev_share * 2.0**64, ([], [])
+    for item in items:
+        text = item.context if settings.kind == "span" else str(item[0])
+        parts[xxhash.xxh3_64_intdigest(text.encode()) < limit].append(item)
+    if not all(parts):
+        raise UserError(
+            f"config.task.dev_share={settings.dev_share}: of the {len(items)} examples "
+            f"of {settings.train_file} that leaves {len(parts[0])} to train and "
+            f"{len(parts[1])} to score on; set another share, or --config.task.dev_file"
+        )
+    return Files(*parts)
 
 
 def _read(settings: TaskSettings, path: str, labels: bool = True) -> Sequence[Item]:

@@ -138,6 +138,13 @@ class Reporter:
         return f"eta {_duration(seconds * (self._total - step))}"
 
 
+def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's metrics.jsonl, without one that a crash cut off."""
+    path = Path(workdir) / "metrics.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [json.loads(line) for line in lines if _step_of(line) < math.inf]
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Writes `value` as indented JSON, whole or not at all.
 

@@ -19,7 +19,7 @@ from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluate import HeldOut, held_out
 from bert_jax.initial import fit_vocabulary
-from bert_jax.tasks import Task
+from bert_jax.tasks import Task, frozen
 from bert_jax.tasks.classify import classify
 from bert_jax.tasks.pretrain import pretrain
 from bert_jax.tasks.span import span
@@ -165,6 +165,7 @@ def _labelled(
 def _run(
     config: Config, tokenizer: TextTokenizer, data: Data, mesh: Mesh, task: Task
 ) -> Run:
+    task = frozen(task, config.optim)
     optimizer = optim.optimizer(config.optim, config.steps)
     schedule = optim.learning_rate(config.optim, config.steps)
     return Run(config, tokenizer, data, mesh, task, optimizer, schedule)

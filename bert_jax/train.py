@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from bert_jax import evaluate, initial, log, metrics, sharding, step, tree
+from bert_jax import curves, evaluate, initial, log, metrics, sharding, step, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config
 from bert_jax.data import device
@@ -76,6 +76,10 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
         summary["examples_per_second"] = done / seconds  # evaluation and all included
     if primary:
         log.write_json(Path(workdir) / "summary.json", summary)
+        try:
+            curves.draw([workdir], Path(workdir) / "curves.png")
+        except ImportError:
+            _say("curves.png is not drawn: matplotlib is not installed")
     return summary
 
 
@@ -100,6 +104,8 @@ class _Loop:
         self.meter = _Meter()
         self.rate: dict[str, float] = {}
         self.scores: dict[str, float] = {}
+        self.evaluated: int | None = None  # the step of these scores
+        self.stopped = False
 
     def run_phases(self) -> dict[str, Any]:
         """Runs what is left of every phase; returns the summary."""
@@ -112,8 +118,11 @@ class _Loop:
                 held_out = self.run.data.held_out(i)
                 self.reporter.note(_introduce(i, config, held_out.facts))
                 self.run_phase(i, begin, end, held_out)
+            if self.stopped:
+                break
         assert held_out is not None
-        self.evaluate(held_out)
+        if self.evaluated != self.step:
+            self.evaluate(held_out)
         self.checkpoints.save(self.step, self.state, self.scores)
         self.checkpoints.wait()
         best = self.checkpoints.best() if held_out.score else None
@@ -154,6 +163,9 @@ class _Loop:
                     evaluated = self.step % config.eval_every == 0
                     scores = self.scores if evaluated else None
                     self.checkpoints.save(self.step, self.state, scores)
+            if self.step % config.eval_every == 0 and self.is_stale():
+                self.stopped = True
+                return
             batch = self.meter.wait(stream)
             self.state, measured = train_step(self.state, batch)
             self.step += 1
@@ -171,8 +183,19 @@ class _Loop:
             held_out,
             self.sharding,
         )
+        self.evaluated = self.step
         self.reporter.evaluation(self.step, self.scores)
         self.meter.start()
+
+    def is_stale(self) -> bool:
+        """Whether the best checkpoint is `patience` evaluations old."""
+        config = self.run.config
+        best = self.checkpoints.best_step() if config.patience else None
+        if best is None or self.step - best < config.patience * config.eval_every:
+            return False
+        told = f"no better than at step {best} in {config.patience} evaluations"
+        self.reporter.note(f"{told}: ending at step {self.step}")
+        return True
 
     def drain(self, batches: Any, begin: int) -> None:
         """Reports the steps since the last report; stops if a loss is not finite."""

@@ -22,6 +22,7 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "checkpoint evaluate",
     "initial labelled",
     "run",
+    "curves",
     "train extract",
     "cli __main__",
 )
@@ -34,6 +35,7 @@ LAZY = (
     "torch",
     "pyarrow",
     "transformers",
+    "matplotlib",
 )
 MODULES = sorted(PACKAGE.rglob("*.py"))
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))

@@ -76,13 +76,14 @@ def cpu(config: ConfigDict) -> None:
 
     A run of few tokens learns nothing but word frequencies until attention to
     neighbours sets in. Short rows, small batches, a small vocabulary, larger initial
-    weights and a high learning rate bring that forward.
+    weights and a high learning rate, lower the wider the layers, bring that forward.
     """
     config.steps = 10_000
     config.log_every, config.eval_every, config.save_every = 100, 1_000, 1_000
     config.model.update(vocab_size=8192, init_std=0.05, dtype="float32")
     config.model.update(dropout=0.0, attention_dropout=0.0)
-    config.optim.update(peak_rate=2e-3, warmup_share=0.08, beta2=0.98)
+    rate = min(2e-3, 0.256 / config.model.hidden)
+    config.optim.update(peak_rate=rate, warmup_share=0.08, beta2=0.98)
     config.model.positions = 128
     if len(config.phases) == 2:
         # The positions beyond 48 start untrained, which takes more than a tenth.

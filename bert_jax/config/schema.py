@@ -50,6 +50,7 @@ class TaskSettings:
     labels: tuple[str, ...] = ()  # of the head's classes, in order; () finds them
     train_file: str = ""  # .tsv .csv .jsonl, also compressed, to fine-tune on
     dev_file: str = ""  # the same, to score on and to choose the best step by
+    dev_share: float = 0.1  # [share of train_file] held out where dev_file is ""
     text_column: str = "text"  # by name, or by number from 0
     pair_column: str = ""  # of the second text, if any; of the choices: a,b,c or a list
     start_column: str = ""  # of the words that begin every choice, if there are any
@@ -100,6 +101,9 @@ class Optim:
     weight_decay: float = 0.01  # not on LayerNorm and biases
     bias_correction: bool = True  # False is the original's AdamW
     clip_norm: float = 1.0  # [global L2 norm]; 0 is off
+    layer_decay: float = 1.0  # rate of a layer over that of the next one up
+    freeze: str = ""  # regex of the paths of parameters that stay as they are
+    freeze_layers: int = 0  # first layers that stay as they are, and the embeddings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,14 +130,16 @@ class Mesh:
 class Config:
     """One pretraining run."""
 
-    init: str = ""  # run, Hugging Face or TF1 directory to start from; "" is random
+    init: str = ""  # run, Hugging Face or TF1 directory to start from; "" is random,
+    # none:DIR too, with the sizes and the tokenizer of DIR
     seed: int = 0  # decides initial weights, data order, masks and dropout
     steps: int = 1_000_000  # [updates] in all phases together
     log_every: int = 100  # [steps]
     eval_every: int = 5_000  # [steps]
     save_every: int = 5_000  # [steps]
     keep_last: int = 3  # newest checkpoints kept
-    keep_best: int = 1  # checkpoints of lowest eval_mlm_loss kept besides
+    keep_best: int = 1  # checkpoints of best score kept besides
+    patience: int = 0  # [evaluations] without a new best that end the run; 0 is off
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
     task: TaskSettings = TaskSettings()

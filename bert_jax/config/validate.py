@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import Any
 
 from bert_jax.config.schema import Config
@@ -33,13 +34,15 @@ _POSITIVE = (
     "tokenizer.train_bytes tokenizer.min_frequency model.vocab_size "
     "model.vocab_multiple model.hidden model.layers model.heads model.mlp "
     "model.positions model.segments model.norm_epsilon model.init_std "
-    "optim.peak_rate optim.epsilon task.epochs task.doc_stride task.max_answer"
+    "optim.peak_rate optim.epsilon optim.layer_decay task.epochs task.doc_stride "
+    "task.max_answer"
 ).split()
 _NOT_NEGATIVE = (
-    "keep_best data.num_workers optim.end_rate optim.weight_decay optim.clip_norm"
+    "keep_best patience data.num_workers optim.end_rate optim.weight_decay "
+    "optim.clip_norm optim.freeze_layers"
 ).split()
 _SHARES = (
-    "data.eval_share objective.short_seq_prob objective.mask_rate "
+    "data.eval_share task.dev_share objective.short_seq_prob objective.mask_rate "
     "objective.mask_token_share objective.random_token_share model.dropout "
     "model.attention_dropout optim.warmup_share optim.beta1 optim.beta2"
 ).split()
@@ -74,6 +77,7 @@ def _range_problems(config: Config) -> list[str]:
 
 def _group_problems(config: Config) -> list[str]:
     data, objective, model = config.data, config.objective, config.model
+    optim = config.optim
     random_share = objective.random_token_share
     remedies = {}
     if not data.source:
@@ -90,6 +94,18 @@ def _group_problems(config: Config) -> list[str]:
     if model.heads > 0 and model.hidden % model.heads:
         path = "model.heads"
         remedies[path] = f"must divide config.model.hidden={model.hidden}"
+    if optim.freeze_layers > model.layers:
+        remedies["optim.freeze_layers"] = f"there are {model.layers} layers"
+    try:
+        re.compile(optim.freeze)
+    except re.error as error:
+        remedies["optim.freeze"] = f"is no regular expression ({error})"
+    unsaved = config.task.kind == "pretrain" and config.eval_every % config.save_every
+    if config.patience and (unsaved or not config.keep_best):
+        remedies["patience"] = (
+            f"needs config.keep_best={config.keep_best} above 0 and config.save_every="
+            f"{config.save_every} to divide config.eval_every={config.eval_every}"
+        )
     return _faults(config, remedies)
 
 

@@ -3,6 +3,7 @@
 import optax
 
 from bert_jax import config
+from bert_jax.optim.layerwise import hold, rate_factors, scale_by_layer
 from bert_jax.optim.schedules import learning_rate
 from bert_jax.optim.transforms import (
     decays,
@@ -10,11 +11,11 @@ from bert_jax.optim.transforms import (
     scale_by_uncorrected_adam,
 )
 
-__all__ = ["decays", "learning_rate", "optimizer"]
+__all__ = ["decays", "hold", "learning_rate", "optimizer", "rate_factors"]
 
 
 def optimizer(settings: config.Optim, steps: int) -> optax.GradientTransformation:
-    """The whole update rule: clipping, moments, decay, trust ratio, rate.
+    """The whole update rule: clipping, moments, decay, trust ratio, rates.
 
     Args:
       settings: the `optim` group of the config. `bias_correction` acts on adamw
@@ -46,5 +47,6 @@ def optimizer(settings: config.Optim, steps: int) -> optax.GradientTransformatio
         ("moments", moments),
         ("decay", optax.add_decayed_weights(settings.weight_decay, mask=decays)),
         ("trust", trust),
+        ("layers", scale_by_layer(settings)),
         ("rate", optax.scale_by_learning_rate(learning_rate(settings, steps))),
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from bert_jax import metrics
+from bert_jax import config, metrics, optim
 from bert_jax.model import Batch
 
 Pairs = dict[str, tuple[jax.Array, jax.Array]]
@@ -36,6 +36,22 @@ class Task(NamedTuple):
     score: Callable[[Mapping[str, tuple[float, float]]], dict[str, float]]
     best: str = "eval_mlm_loss"
     largest: bool = False
+
+
+def frozen(task: Task, settings: config.Optim) -> Task:
+    """The task whose loss has no gradient to the parameters that `settings` freeze.
+
+    Raises:
+      UserError: there are no such parameters, or no others.
+    """
+    optim.rate_factors(settings, jax.eval_shape(task.init, jax.random.key(0)))
+    if not settings.freeze and not settings.freeze_layers:
+        return task
+
+    def loss(params: dict[str, Any], batch: Batch, rng: jax.Array | None) -> Pairs:
+        return task.loss(optim.hold(settings, params), batch, rng)
+
+    return task._replace(loss=loss)
 
 
 def ratios(sums: Mapping[str, tuple[float, float]]) -> dict[str, float]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from bert_jax.__main__ import main
 from tests import random_run
@@ -66,6 +67,51 @@ def test_a_task_is_learned(run):
     lines = [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
     scores = [x["eval_score"] for x in lines if x["kind"] == "eval"]
     assert summary["score"] == max(scores) and len(scores) == 4
+
+
+def test_curves_are_drawn(run):
+    assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_run_ends_when_its_score_no_longer_grows(files, tmp_path, capsys):
+    workdir = tmp_path / "run"
+    flags = ["--config.task.epochs=2", "--config.patience=2", "--config.eval_every=5"]
+    flags += ["--config.optim.peak_rate=1e-12"]  # it never grows
+    assert _train(files, workdir, *flags) == 0
+    assert "ending at step 15" in capsys.readouterr().err
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["steps"] == 15 and summary["best_step"] == 5
+    # Killed before the summary was written, it ends at the same place again.
+    (workdir / "summary.json").unlink()
+    assert _train(files, workdir, *flags) == 0
+    again = json.loads((workdir / "summary.json").read_text())
+    assert again["params_digest"] == summary["params_digest"]
+
+
+def test_the_size_of_a_model_without_its_weights(files, tmp_path, capsys):
+    flags = [f"--config.init=none:{files / 'run'}", "--config.task.epochs=0.1"]
+    assert _train(files, tmp_path / "run", *flags) == 0
+    assert "weights of" not in capsys.readouterr().err
+    saved = json.loads((tmp_path / "run" / "config.json").read_text())
+    there = json.loads((files / "run" / "config.json").read_text())
+    assert saved["model"] == there["model"] | {
+        name: saved["model"][name] for name in ("dropout", "attention_dropout", "scan")
+    }
+
+
+def test_a_frozen_encoder_stays_as_it_was(files, tmp_path):
+    flags = ["--config.optim.freeze_layers=5", "--config.task.epochs=0.2"]
+    assert _train(files, tmp_path / "run", *flags) == 0
+    out = tmp_path / "out"
+    assert main(["export", f"--workdir={tmp_path / 'run'}", f"--output={out}"]) == 0
+    before, after = (
+        load_file(folder / "model.safetensors") for folder in (files / "hf", out)
+    )
+    encoder = [n for n in before if n.startswith(("bert.encoder", "bert.embeddings"))]
+    assert len(encoder) > 16 * 5
+    assert all((before[name] == after[name]).all() for name in encoder)
+    pooler = "bert.pooler.dense.weight"
+    assert (before[pooler] != after[pooler]).any()
 
 
 def test_the_same_command_says_that_it_is_done(files, run, capsys):
@@ -140,7 +186,11 @@ def test_numbers_are_learned(files, tmp_path):
         ("text\tlabel\nw1\tyes\n", ["--config.task.text_column=txt"], ["txt", "text"]),
         ("text\tlabel\n", [], ["dev.tsv"]),
         ("text\tlabel\nw1\tyes\n", ["--config.task.score=pearson"], ["task.score"]),
-        ("text\tlabel\nw1\tyes\n", ["--config.task.dev_file="], ["task.dev_file"]),
+        (
+            "text\tlabel\nw1\tyes\n",
+            ["--config.task.dev_file=", "--config.task.dev_share=0"],
+            ["task.dev_share", "320", "task.dev_file"],
+        ),
         ("text\tlabel\nw1\tyes\n", ["--config.init="], ["--config.init"]),
         ("text\tlabel\nw1\tyes\n", ["--config.task.kind=regress"], ["not a number"]),
     ],

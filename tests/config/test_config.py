@@ -103,6 +103,10 @@ def test_a_bad_override_names_the_field_and_the_remedy(text: str, words: list) -
         "mesh.fsdp=-1",
         "data.source=",
         "keep_best=-1",
+        "patience=-1",
+        "optim.layer_decay=0",
+        "optim.freeze=(",
+        "optim.freeze_layers=3",
     ],
 )
 def test_every_rule_names_its_field(text: str) -> None:
@@ -110,6 +114,13 @@ def test_every_rule_names_its_field(text: str) -> None:
         config.load(TINY, ["phases[0].accumulate=2", text])
     group = text.partition("=")[0].partition("[")[0].split(".")[0]
     assert f"config.{group}" in str(caught.value)
+
+
+@pytest.mark.parametrize("other", ["keep_best=0", "save_every=700"])
+def test_patience_needs_every_evaluation_saved(other: str) -> None:
+    config.load(TINY, ["patience=2"])
+    with pytest.raises(UserError, match="config.patience=2"):
+        config.load(TINY, ["patience=2", other])
 
 
 def test_all_faults_are_listed_together() -> None:

@@ -1,0 +1,88 @@
+"""Parameters that learn more slowly the lower they lie, or not at all."""
+
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bert_jax import config, tree
+from bert_jax.errors import UserError
+
+
+def rate_factors(settings: config.Optim, params: Any) -> Any:
+    """What each parameter's learning rate is multiplied with.
+
+    It is 1 for heads and pooler, and `layer_decay` times that of the next part up for
+    each layer and, below the first, the embeddings; 0 for what is frozen.
+
+    Args:
+      settings: the `optim` group of the config.
+      params: nested dict of arrays, or of their shapes.
+
+    Returns:
+      The same tree of float32 [], or of [N, 1, ...] under `layers/`, where all layers
+      lie along the first axis.
+
+    Raises:
+      UserError: `freeze` fits no parameter, or all are frozen.
+
+    Howard and Ruder 2018, section 3.2, with one factor for each layer.
+    """
+    named = tree.flatten(params)
+    layers = [leaf for name, leaf in named.items() if name.startswith("layers/")]
+    count = layers[0].shape[0] if layers else 0
+    number = np.arange(count, dtype=np.float32)
+    of_layers = settings.layer_decay ** (count - number)
+    of_layers *= number >= settings.freeze_layers
+    below = settings.layer_decay ** (count + 1.0) * (settings.freeze_layers == 0)
+
+    def factor(name: str, leaf: Any) -> np.ndarray:
+        if settings.freeze and re.search(settings.freeze, name):
+            return np.zeros((), np.float32)
+        if name.startswith("layers/"):
+            return of_layers.astype(np.float32).reshape(-1, *[1] * (leaf.ndim - 1))
+        return np.asarray(below if name.startswith("embeddings/") else 1, np.float32)
+
+    if settings.freeze and not any(re.search(settings.freeze, n) for n in named):
+        parts = dict.fromkeys("/".join(name.split("/")[:2]) for name in named)
+        raise UserError(
+            f"config.optim.freeze={settings.freeze}: fits none of the parameters, "
+            f"which are {', '.join(parts)}"
+        )
+    factors = tree.map_named(factor, params)
+    if named and not any(f.any() for f in jax.tree.leaves(factors)):
+        raise UserError(
+            "config.optim.freeze and freeze_layers leave nothing to be trained; "
+            "freeze less"
+        )
+    return factors
+
+
+def hold(settings: config.Optim, params: Any) -> Any:
+    """The parameters, without a gradient to those that are frozen.
+
+    Nothing is computed for the gradient of a part that is frozen as a whole.
+    """
+
+    def one(leaf: jax.Array, factor: np.ndarray) -> jax.Array:
+        if factor.all():
+            return leaf
+        held = jax.lax.stop_gradient(leaf)
+        return jnp.where(factor > 0, leaf, held) if factor.any() else held
+
+    return jax.tree.map(one, params, rate_factors(settings, params))
+
+
+def scale_by_layer(settings: config.Optim) -> optax.GradientTransformation:
+    """Multiplies updates with `rate_factors`; keeps no state, needs `params`."""
+
+    def one(update: jax.Array, factor: np.ndarray) -> jax.Array:
+        return update if (factor == 1).all() else update * factor
+
+    def update(updates: optax.Updates, params: Any) -> optax.Updates:
+        return jax.tree.map(one, updates, rate_factors(settings, params))
+
+    return optax.stateless(update)
