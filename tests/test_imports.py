@@ -22,7 +22,7 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "checkpoint evaluate",
     "initial labelled",
     "run",
-    "train extract",
+    "train extract sweep",
     "cli __main__",
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row.split()}
