@@ -13,6 +13,7 @@ from bert_jax.errors import UserError
 COMMANDS = {
     "prepare": "turn text into a tokenizer and a token store",
     "train": "pretrain; the same command again continues a stopped run",
+    "sweep": "train with several settings and seeds, and compare the scores",
     "evaluate": "score a run on its held-out text",
     "fill": "let a trained model fill in a [MASK]",
     "predict": "let a fine-tuned model label the lines of a file",

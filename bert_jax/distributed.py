@@ -15,5 +15,6 @@ def use_all_cores() -> None:
     asked = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
     if asked or "JAX_NUM_CPU_DEVICES" in os.environ:
         return
-    cores = os.cpu_count() or 1
+    fewer = hasattr(os, "sched_getaffinity")  # this process may not use them all
+    cores = len(os.sched_getaffinity(0)) if fewer else os.cpu_count() or 1
     jax.config.update("jax_num_cpu_devices", 1 << (cores.bit_length() - 1))

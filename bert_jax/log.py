@@ -153,8 +153,18 @@ def write_json(path: str | Path, value: Any) -> None:
     Raises:
       UserError: the directory cannot be written to.
     """
+    write_text(path, to_json(value, indent=2) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file, whole or not at all, and its directory if there is none.
+
+    Raises:
+      UserError: the directory cannot be written to.
+    """
     try:
-        _replace(Path(path), to_json(value, indent=2) + "\n")
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        _replace(Path(path), text)
     except OSError as error:
         raise UserError(f"{path}: cannot be written ({error})") from error
 

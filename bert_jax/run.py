@@ -10,7 +10,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from bert_jax import labelled, optim, sharding
+from bert_jax import labelled, log, optim, sharding
 from bert_jax.config import Config, to_json
 from bert_jax.data import prepare
 from bert_jax.data.pipeline import Batches
@@ -183,7 +183,7 @@ def claim(config: Config, workdir: str) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             if jax.process_index() == 0:
-                path.write_text(text)
+                log.write_text(path, text)
             return
         old, new = json.loads(path.read_text()), json.loads(text)
     except OSError as error:

@@ -21,9 +21,8 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "step",
     "checkpoint evaluate",
     "initial labelled",
-    "run",
-    "curves",
-    "train extract",
+    "run curves",
+    "train extract sweep",
     "cli __main__",
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row.split()}

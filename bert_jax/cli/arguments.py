@@ -39,7 +39,8 @@ def parse(
 
     Returns:
       `workdir` (str or None), `json` (bool), the command's own arguments, and
-      `config`, the frozen Config with the `--config.a.b=value` overrides applied.
+      `config`, the frozen Config with the `--config.a.b=value` overrides applied;
+      `config_file` (str or None) and `overrides`, the texts that it was made of.
 
     Raises:
       UserError: an unknown flag, a missing value, or a config with faults.
@@ -70,6 +71,7 @@ def parse(
     args, unknown = parser.parse_known_args(rest)
     if unknown:
         _reject(unknown[0], parser)
+    args.config_file, args.overrides = args.config, overrides
     args.config = _load(args.config, args.workdir, overrides, config_required)
     return args
 

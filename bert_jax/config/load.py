@@ -57,8 +57,14 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"--config={path}: no file {file!r}; see configs/ for examples")
     read = _read_json if file.endswith(".json") else _run_python
     config = read(file, arg)
+    faults = []
     for text in overrides:
-        override(config, text)
+        try:
+            override(config, text)
+        except UserError as error:
+            faults.append(str(error))
+    if faults:
+        raise UserError("\n".join(faults))
     return freeze(config)
 
 

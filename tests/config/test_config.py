@@ -53,6 +53,11 @@ def test_an_override_changes_one_field(text: str, path: str, value: object) -> N
     assert type(found) is type(value)
 
 
+def test_all_bad_overrides_are_named_at_once() -> None:
+    with pytest.raises(UserError, match=r"(?s)'layers'.*'steps'"):
+        config.load(TINY, ["model.layer=2", "step=3"])
+
+
 def test_an_override_reaches_into_one_phase() -> None:
     before, after = config.load(TINY), config.load(TINY, ["phases[1].length=256"])
     assert after.phases[0] == before.phases[0]
