@@ -9,7 +9,7 @@ import numpy as np
 
 from bert_jax import scores
 from bert_jax.config import Config, Phase, TaskSettings
-from bert_jax.data import answers, words
+from bert_jax.data import answers, tfds, words
 from bert_jax.data import labels as labelling
 from bert_jax.data.labelled import Choice, Example, choices, table
 from bert_jax.data.sequences import ExampleBatches, Sequences, frame
@@ -34,24 +34,51 @@ Item = Example | Sentence | Choice | Question
 class Files(NamedTuple):
     """The examples of the training and the dev file, as read."""
 
-    train: Sequence[Item]
+    train: Sequence[Item]  # none if only the dev file matters
     dev: Sequence[Item]
+    notes: tuple[str, ...] = ()  # on what was left out
 
 
-def read(settings: TaskSettings) -> Files:
-    """Reads both files.
+def read(settings: TaskSettings, train: bool = True) -> Files:
+    """Reads both files, or the dev file alone.
 
     Raises:
       UserError: one is not set, missing or wrong; the message names file and line.
     """
-    for name in ("train_file", "dev_file"):
-        if not getattr(settings, name):
+    wanted = [("dev_file", settings.dev_file, "validation")]
+    if train:
+        wanted.insert(0, ("train_file", settings.train_file, "train"))
+    for name, path, _ in wanted:
+        if not path:
             raise UserError(
                 f"config.task.{name}: not set; --config.task.{name}=FILE names a file "
                 "of labelled examples"
             )
-    found = [_read(settings, f) for f in (settings.train_file, settings.dev_file)]
-    return Files(*found)
+    found: list[Sequence[Item]] = []
+    notes: list[str] = []
+    for _, path, split in wanted:
+        path = tfds.with_split(path, split)
+        items = _read(settings, path)
+        found.append(_keep(settings, path, items))
+        if left_out := len(items) - len(found[-1]):
+            notes.append(
+                f"{path}: {left_out} examples are left out, whose label is "
+                f"{settings.skip_label!r}"
+            )
+    return Files(found[0] if train else (), found[-1], tuple(notes))
+
+
+def _keep(settings: TaskSettings, path: str, items: Sequence[Any]) -> Sequence[Item]:
+    """The examples without those of `skip_label`."""
+    if not settings.skip_label:
+        return items
+    kept = [item for item in items if item.label != settings.skip_label]
+    if not kept:
+        raise UserError(
+            f"{path}: no example has another label than {settings.skip_label!r}, or "
+            "all are hidden (-1), as in test sets; name a file with labels"
+        )
+    return kept
 
 
 def _read(settings: TaskSettings, path: str, labels: bool = True) -> Sequence[Item]:
@@ -64,9 +91,8 @@ def _read(settings: TaskSettings, path: str, labels: bool = True) -> Sequence[It
         ends, start = settings.pair_column.split(","), settings.start_column or None
         return choices(path, [text], ends, label, start=start, delimiter=delimiter)
     if settings.kind != "tag":
-        return table(
-            path, text, settings.pair_column or None, label, delimiter=delimiter
-        )
+        pair, missing = settings.pair_column or None, settings.skip_label or None
+        return table(path, text, pair, label, delimiter=delimiter, missing=missing)
     found = sentences(path, _column(text), label and _column(label), delimiter)
     if labels:
         check_scheme(found)
@@ -154,7 +180,7 @@ class Labelled:
       files: from `read`.
       tokenizer: of the model.
       unit: rows of a batch are a multiple of it: of the devices that share them.
-      note: is told of answers that had to be repaired.
+      note: is told of examples left out and answers that had to be repaired.
     """
 
     def __init__(
@@ -167,6 +193,8 @@ class Labelled:
     ) -> None:
         self._config, self._unit, self._dev_items = config, unit, files.dev
         train: Sequence[Any] = files.train
+        for text in files.notes:
+            note(text)
         if config.task.kind == "span":
             train, report = repair(train)
             if report.repaired or report.unrepairable:
@@ -175,11 +203,12 @@ class Labelled:
                     f"to where their text is, {report.unrepairable} were not found; "
                     f"{report.dropped} questions without an answer are left out"
                 )
-        self._train = _encode(config, train, tokenizer)
+        self._train = _encode(config, train, tokenizer) if train else None
         self._dev = _encode(config, files.dev, tokenizer)
 
     def batches(self, phase: int) -> ExampleBatches:
         """Training batches, shuffled anew in every epoch."""
+        assert self._train is not None, "only the dev file was read"
         shape, seed = self._config.phases[phase], self._config.seed
         return _batches(self._config, self._train, shape, seed, self._unit)
 
@@ -270,7 +299,7 @@ class Unlabelled:
 
     Args:
       config: of the run.
-      path: of the file; a file of words may lack the tags.
+      path: of the file; a file of words may lack the tags. Or a data set's name.
       tokenizer: of the model.
       unit: devices that share a batch.
       threshold: above which a question is left without an answer (span).
@@ -288,6 +317,7 @@ class Unlabelled:
         threshold: float = math.inf,
     ) -> None:
         self._settings, self._threshold = config.task, threshold
+        path = tfds.with_split(path, "test")
         self._items: Sequence[Any] = _read(config.task, path, labels=False)
         self._set = _encode(config, self._items, tokenizer, labels=False)
         shape = config.phases[0]

@@ -12,7 +12,8 @@ from bert_jax.config import presets
 from bert_jax.config.load import override
 from bert_jax.errors import UserError
 
-TINY = str(Path(__file__).parents[2] / "configs" / "bert_tiny.py")
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY, GLUE = str(CONFIGS / "bert_tiny.py"), str(CONFIGS / "glue.py")
 
 
 def write(folder: Path, body: str) -> str:
@@ -103,6 +104,8 @@ def test_a_bad_override_names_the_field_and_the_remedy(text: str, words: list) -
         "mesh.fsdp=-1",
         "data.source=",
         "keep_best=-1",
+        "task.glue=snli",
+        "task.skip_label=-",
     ],
 )
 def test_every_rule_names_its_field(text: str) -> None:
@@ -171,6 +174,15 @@ def test_paper_and_smoke_combine() -> None:
     assert both.steps == 8
     assert not both.optim.bias_correction
     assert {phase.max_packed for phase in both.phases} == {1}
+
+
+@pytest.mark.parametrize("task", presets.GLUE)
+def test_every_glue_task_brings_its_data_and_its_name(task: str) -> None:
+    found = config.load(f"{GLUE}:{task}").task
+    assert found.glue == task
+    assert found.train_file == f"tfds:glue/{task}:train"
+    assert found.dev_file.startswith(f"tfds:glue/{task}:validation")
+    assert (found.skip_label == "-") == (task == "mnli")
 
 
 def test_replace_reaches_into_groups() -> None:
