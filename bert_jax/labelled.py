@@ -10,7 +10,7 @@ import xxhash
 
 from bert_jax import scores
 from bert_jax.config import Config, Phase, TaskSettings
-from bert_jax.data import answers, words
+from bert_jax.data import answers, tfds, words
 from bert_jax.data import labels as labelling
 from bert_jax.data.labelled import Choice, Example, choices, table
 from bert_jax.data.sequences import ExampleBatches, Sequences, frame
@@ -35,28 +35,59 @@ Item = Example | Sentence | Choice | Question
 class Files(NamedTuple):
     """The examples to train and to score on, as read."""
 
-    train: Sequence[Item]
+    train: Sequence[Item]  # none if only the dev file matters
     dev: Sequence[Item]
+    notes: tuple[str, ...] = ()  # on what was left out
 
 
-def read(settings: TaskSettings) -> Files:
-    """Reads both files; without a dev file, takes a share of the other one.
+def read(settings: TaskSettings, train: bool = True) -> Files:
+    """Reads both files; without a dev file, holds out a share of the other one.
+
+    Args:
+      settings: name the files.
+      train: whether the examples to train on matter too.
 
     Raises:
       UserError: one is not set, missing or wrong; the message names file and line.
     """
-    if not settings.train_file:
+    train_file, dev_file = _sources(settings)
+    if not train_file and (train or not dev_file):
         raise UserError(
             "config.task.train_file: not set; --config.task.train_file=FILE names a "
             "file of labelled examples"
         )
-    train = _read(settings, settings.train_file)
-    if settings.dev_file:
-        return Files(train, _read(settings, settings.dev_file))
-    return _hold_out(train, settings)
+    notes: list[str] = []
+
+    def load(path: str) -> Sequence[Item]:
+        items = _read(settings, path)
+        kept = _keep(settings, path, items)
+        if left_out := len(items) - len(kept):
+            notes.append(
+                f"{path}: {left_out} examples are left out, whose label is "
+                f"{settings.skip_label!r}"
+            )
+        return kept
+
+    if not dev_file:
+        found = _hold_out(load(train_file), settings)
+    else:
+        found = load(train_file) if train else (), load(dev_file)
+    return Files(*found, tuple(notes))
 
 
-def _hold_out(items: Sequence[Any], settings: TaskSettings) -> Files:
+def _sources(settings: TaskSettings) -> tuple[str, str]:
+    """The training and the dev file; of a GLUE task its own, if none are named."""
+    train, dev = settings.train_file, settings.dev_file
+    if settings.glue and not train:
+        train = f"tfds:glue/{settings.glue}"
+        matched = "_matched" if settings.glue == "mnli" else ""
+        dev = dev or f"{train}:validation{matched}"
+    return tfds.with_split(train, "train"), tfds.with_split(dev, "validation")
+
+
+def _hold_out(
+    items: Sequence[Any], settings: TaskSettings
+) -> tuple[Sequence[Any], Sequence[Any]]:
     """Splits by a hash of the first text, so that none lies on both sides."""
     limit, parts = settings.dev_share * 2.0**64, ([], [])
     for item in items:
@@ -68,7 +99,20 @@ def _hold_out(items: Sequence[Any], settings: TaskSettings) -> Files:
             f"of {settings.train_file} that leaves {len(parts[0])} to train and "
             f"{len(parts[1])} to score on; set another share, or --config.task.dev_file"
         )
-    return Files(*parts)
+    return parts
+
+
+def _keep(settings: TaskSettings, path: str, items: Sequence[Any]) -> Sequence[Item]:
+    """The examples without those of `skip_label`."""
+    if not settings.skip_label:
+        return items
+    kept = [item for item in items if item.label != settings.skip_label]
+    if not kept:
+        raise UserError(
+            f"{path}: no example has another label than {settings.skip_label!r}, or "
+            "all are hidden (-1), as in test sets; name a file with labels"
+        )
+    return kept
 
 
 def _read(settings: TaskSettings, path: str, labels: bool = True) -> Sequence[Item]:
@@ -81,9 +125,8 @@ def _read(settings: TaskSettings, path: str, labels: bool = True) -> Sequence[It
         ends, start = settings.pair_column.split(","), settings.start_column or None
         return choices(path, [text], ends, label, start=start, delimiter=delimiter)
     if settings.kind != "tag":
-        return table(
-            path, text, settings.pair_column or None, label, delimiter=delimiter
-        )
+        pair, missing = settings.pair_column or None, settings.skip_label or None
+        return table(path, text, pair, label, delimiter=delimiter, missing=missing)
     found = sentences(path, _column(text), label and _column(label), delimiter)
     if labels:
         check_scheme(found)
@@ -171,7 +214,7 @@ class Labelled:
       files: from `read`.
       tokenizer: of the model.
       unit: rows of a batch are a multiple of it: of the devices that share them.
-      note: is told of answers that had to be repaired.
+      note: is told of examples left out and answers that had to be repaired.
     """
 
     def __init__(
@@ -184,6 +227,8 @@ class Labelled:
     ) -> None:
         self._config, self._unit, self._dev_items = config, unit, files.dev
         train: Sequence[Any] = files.train
+        for text in files.notes:
+            note(text)
         if config.task.kind == "span":
             train, report = repair(train)
             if report.repaired or report.unrepairable:
@@ -192,11 +237,12 @@ class Labelled:
                     f"to where their text is, {report.unrepairable} were not found; "
                     f"{report.dropped} questions without an answer are left out"
                 )
-        self._train = _encode(config, train, tokenizer)
+        self._train = _encode(config, train, tokenizer) if train else None
         self._dev = _encode(config, files.dev, tokenizer)
 
     def batches(self, phase: int) -> ExampleBatches:
         """Training batches, shuffled anew in every epoch."""
+        assert self._train is not None, "only the dev file was read"
         shape, seed = self._config.phases[phase], self._config.seed
         return _batches(self._config, self._train, shape, seed, self._unit)
 
@@ -287,7 +333,7 @@ class Unlabelled:
 
     Args:
       config: of the run.
-      path: of the file; a file of words may lack the tags.
+      path: of the file; a file of words may lack the tags. Or a data set's name.
       tokenizer: of the model.
       unit: devices that share a batch.
       threshold: above which a question is left without an answer (span).
@@ -305,6 +351,7 @@ class Unlabelled:
         threshold: float = math.inf,
     ) -> None:
         self._settings, self._threshold = config.task, threshold
+        path = tfds.with_split(path, "test")
         self._items: Sequence[Any] = _read(config.task, path, labels=False)
         self._set = _encode(config, self._items, tokenizer, labels=False)
         shape = config.phases[0]

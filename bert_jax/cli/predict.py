@@ -9,26 +9,34 @@ from typing import Any
 
 import numpy as np
 
+from bert_jax.cli import submission
 from bert_jax.cli.arguments import parse
 from bert_jax.errors import UserError
 
-EXAMPLE = "bert-jax predict --workdir=runs/sst2 --input=test.tsv --output=SST-2.tsv"
+EXAMPLE = "bert-jax predict --workdir=runs/sst2 --input=test.tsv --output=labels.tsv"
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--input",
         metavar="FILE",
-        required=True,
-        help="a table with the text columns of the training file",
+        action="append",
+        help="a table with the text columns of the training file, or tfds:NAME:SPLIT",
     )
-    parser.add_argument(
+    results = parser.add_mutually_exclusive_group(required=True)
+    results.add_argument(
         "--output",
         metavar="FILE",
-        required=True,
-        help="a .tsv of `index` and `prediction`, as GLUE wants it, or of words and "
-        "tags; a .json of answers by id, with .nbest.json beside it; or a .jsonl, with "
-        "probabilities",
+        help="a .tsv of `index` and `prediction`, or of words and tags; a .json of "
+        "answers by id, with .nbest.json beside it; or a .jsonl, with probabilities",
+    )
+    results.add_argument(
+        "--submission",
+        metavar="DIR",
+        help="write the file that gluebenchmark.com wants for the run's GLUE task "
+        "(configs/glue.py:TASK), such as SST-2.tsv, into DIR. The test set comes from "
+        "TensorFlow Datasets, or from --input; for MNLI give --input twice (matched, "
+        "mismatched) or three times (AX too)",
     )
 
 
@@ -41,37 +49,64 @@ def main(argv: Sequence[str]) -> int:
     use_all_cores()
     from bert_jax.cli.restore import require
 
-    config = require(args)
+    config, inputs = require(args), args.input or []
+    parts: list[submission.Part] = []
+    if args.submission:
+        parts = submission.parts(config.task, inputs)
+        inputs = [part.source for part in parts]
+        outputs = [Path(args.submission, part.file) for part in parts]
+    else:
+        outputs = [_output(args, config.task.kind)]
+    for output in outputs:
+        if output.exists():
+            raise UserError(f"{output} exists; choose another place, or remove it")
+    found = _predict(config, args.workdir, inputs)
+    texts: dict[Path, str] = {}
+    if args.submission:
+        for output, part, rows in zip(outputs, parts, found, strict=True):
+            texts[output] = _table(submission.official(part, rows))
+    else:
+        texts = _texts(outputs[0], found[0])
+    _write(texts)
+    if args.json:
+        examples = sum(map(len, found))
+        where = args.submission or args.output
+        print(json.dumps({"output": where, "examples": examples}))
+    else:
+        for output, rows in zip(outputs, found, strict=True):
+            print(f"{output}: {len(rows):,} examples")
+    return 0
+
+
+def _output(args: argparse.Namespace, kind: str) -> Path:
     output = Path(args.output)
-    wanted = (".json", ".jsonl") if config.task.kind == "span" else (".tsv", ".jsonl")
+    wanted = (".json", ".jsonl") if kind == "span" else (".tsv", ".jsonl")
     if output.suffix not in wanted:
         raise UserError(f"--output={output}: must end in {' or '.join(wanted)}")
-    if output.exists():
-        raise UserError(f"--output={output} exists; choose another file, or remove it")
-    rows = _predict(config, args.workdir, args.input)
-    texts = {output: _table(rows)}
+    given = len(args.input or [])
+    if given != 1:
+        raise UserError(f"--input=FILE: needed once, given {given} times")
+    return output
+
+
+def _texts(output: Path, rows: list[dict[str, Any]]) -> dict[Path, str]:
+    """What the files are to hold."""
     if output.suffix == ".jsonl":
-        lines = [json.dumps(row, ensure_ascii=False) for row in rows]
-        texts = {output: "\n".join(lines)}
-    elif output.suffix == ".json":
-        texts = {
-            output: _object({row["id"]: row["prediction"] for row in rows}),
-            output.with_suffix(".nbest.json"): _object(
-                {row["id"]: row["nbest"] for row in rows}
-            ),
-        }
-    try:
-        for file, text in texts.items():
+        return {output: "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)}
+    if output.suffix == ".tsv":
+        return {output: _table(rows)}
+    best = {row["id"]: row["prediction"] for row in rows}
+    more = {row["id"]: row["nbest"] for row in rows}
+    return {output: _object(best), output.with_suffix(".nbest.json"): _object(more)}
+
+
+def _write(texts: dict[Path, str]) -> None:
+    for file, text in texts.items():
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text + "\n", encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"--output={output}: cannot be written ({error.strerror})"
-        ) from None
-    if args.json:
-        print(json.dumps({"output": args.output, "examples": len(rows)}))
-    else:
-        print(f"{output}: {len(rows):,} examples")
-    return 0
+        except OSError as error:
+            raise UserError(f"{file}: cannot be written ({error.strerror})") from None
 
 
 def _object(values: dict[str, Any]) -> str:
@@ -90,7 +125,10 @@ def _table(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def _predict(config: Any, workdir: str, source: str) -> list[dict[str, Any]]:
+def _predict(
+    config: Any, workdir: str, sources: Sequence[str]
+) -> list[list[dict[str, Any]]]:
+    """What the run says of each example of each source."""
     import jax
 
     from bert_jax import labelled, sharding
@@ -122,12 +160,17 @@ def _predict(config: Any, workdir: str, source: str) -> list[dict[str, Any]]:
     ) as checkpoints:
         _, scores = checkpoints.best() or (0, {})
     threshold = scores.get("eval_null_threshold", math.inf)
-    data = labelled.Unlabelled(config, source, tokenizer, unit, threshold)
-    batches = data.batches
-    step, place = make_predict_step(task, mesh), sharding.batch_sharding(mesh)
-    outputs = [
-        np.asarray(step(params, device.to_device(batches.batch(n), place))["logits"])
-        for n in range(len(batches))
+    sets = [
+        labelled.Unlabelled(config, source, tokenizer, unit, threshold)
+        for source in sources
     ]
+    step, place = make_predict_step(task, mesh), sharding.batch_sharding(mesh)
     tokens = config.task.kind in ("tag", "span")
-    return data.describe(batches.collect(outputs, tokens))
+
+    def describe(data: labelled.Unlabelled) -> list[dict[str, Any]]:
+        batches = data.batches
+        read = (device.to_device(batches.batch(n), place) for n in range(len(batches)))
+        outputs = [np.asarray(step(params, batch)["logits"]) for batch in read]
+        return data.describe(batches.collect(outputs, tokens))
+
+    return [describe(data) for data in sets]

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from bert_jax import sharding, tree
+from bert_jax import labelled, sharding, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Mesh
 from bert_jax.errors import UserError
@@ -22,7 +22,9 @@ def restore(args: argparse.Namespace) -> tuple[Run, int, Any]:
       UserError: there is no run, or no checkpoint in it.
     """
     config = require(args)
-    run = assemble(config, args.workdir, lambda _: None)
+    kind = config.task.kind
+    files = labelled.read(config.task, train=False) if kind in labelled.KINDS else None
+    run = assemble(config, args.workdir, lambda _: None, files)
     best = run.task.best if run.task.largest else None
     step, params = parameters(args.workdir, run.task.init, run.mesh, best)
     return run, step, params

@@ -105,13 +105,20 @@ def smoke(config: ConfigDict) -> None:
         phase.length, phase.batch = min(phase.length, 64), 8
 
 
-GLUE = {  # columns of the text, its pair and the label, and the official score
-    "cola": ("3", "", "1", "matthews"),
+# Columns of the text, its pair and the label, by their names in GLUE's own files and in
+# TensorFlow Datasets, and the official score.
+GLUE = {
+    "cola": ("3|sentence", "", "1|label", "matthews"),
     "sst2": ("sentence", "", "label", "accuracy"),
-    "mrpc": ("#1 String", "#2 String", "Quality", "f1"),
-    "stsb": ("sentence1", "sentence2", "score", "pearson"),
-    "qqp": ("question1", "question2", "is_duplicate", "f1"),
-    "mnli": ("sentence1", "sentence2", "gold_label", "accuracy"),
+    "mrpc": ("#1 String|sentence1", "#2 String|sentence2", "Quality|label", "f1"),
+    "stsb": ("sentence1", "sentence2", "score|label", "pearson"),
+    "qqp": ("question1", "question2", "is_duplicate|label", "f1"),
+    "mnli": (
+        "sentence1|premise",
+        "sentence2|hypothesis",
+        "gold_label|label",
+        "accuracy",
+    ),
     "qnli": ("question", "sentence", "label", "accuracy"),
     "rte": ("sentence1", "sentence2", "label", "accuracy"),
     "wnli": ("sentence1", "sentence2", "label", "accuracy"),
@@ -125,7 +132,7 @@ def glue(arg: str) -> ConfigDict:
       arg: a key of `GLUE`, `smoke` too, separated by commas; no task for other files.
 
     Returns:
-      A locked ConfigDict; `init` and the files are left to be set.
+      A locked ConfigDict; `init` is left to be set, and without a task the files.
 
     Raises:
       UserError: no such task.
@@ -139,6 +146,8 @@ def glue(arg: str) -> ConfigDict:
             names = ("text_column", "pair_column", "label_column", "score")
             config.task.update(dict(zip(names, GLUE[word], strict=True)))
             config.task.kind = "regress" if word == "stsb" else "classify"
+            config.task.glue = word
+            config.task.skip_label = "-" if word == "mnli" else ""
         elif word == "smoke":
             smoke(config)
         else:

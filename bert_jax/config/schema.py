@@ -48,13 +48,15 @@ class TaskSettings:
 
     kind: str = "pretrain"  # or classify, regress, tag, span, choice, encoder (no head)
     labels: tuple[str, ...] = ()  # of the head's classes, in order; () finds them
-    train_file: str = ""  # .tsv .csv .jsonl, also compressed, to fine-tune on
+    train_file: str = ""  # .tsv .csv .json, also compressed, or tfds:NAME:SPLIT
     dev_file: str = ""  # the same, to score on and to choose the best step by
     dev_share: float = 0.1  # [share of train_file] held out where dev_file is ""
-    text_column: str = "text"  # by name, or by number from 0
+    glue: str = ""  # GLUE task: whose files, if none are named, and form of submission
+    text_column: str = "text"  # by name, or by number from 0; a|b: what there is of it
     pair_column: str = ""  # of the second text, if any; of the choices: a,b,c or a list
     start_column: str = ""  # of the words that begin every choice, if there are any
     label_column: str = "label"
+    skip_label: str = ""  # of examples to leave out (classify, regress); "" keeps all
     delimiter: str = ""  # between columns: tab, or a character; "" is as usual
     doc_stride: int = 128  # [tokens] between the windows over a long text (span)
     max_answer: int = 30  # [tokens] of the longest answer (span)

@@ -19,6 +19,7 @@ _CHOICES = {
         "choice",
         "encoder",
     ),
+    "task.glue": ("", *"cola sst2 mrpc stsb qqp mnli qnli rte wnli".split()),
     "objective.pair": ("nsp", "none"),
     "objective.mask_count": ("unbiased", "nearest"),
     "model.activation": ("gelu_tanh", "gelu"),
@@ -82,6 +83,8 @@ def _group_problems(config: Config) -> list[str]:
     remedies = {}
     if not data.source:
         remedies["data.source"] = "name at least one glob, tfds:NAME or python-docs"
+    if config.task.skip_label and config.task.kind not in ("classify", "regress"):
+        remedies["task.skip_label"] = "only classify and regress leave examples out"
     if data.dtype == "uint16" and model.vocab_size > 2**16:
         remedies["data.dtype"] = "holds 65,536 tokens at most; use auto or uint32"
     if objective.mask_token_share + random_share > 1:

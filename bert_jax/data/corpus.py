@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import Data
-from bert_jax.data import python_docs
+from bert_jax.data import python_docs, tfds
 from bert_jax.data.decompress import SUFFIXES, chunks
 from bert_jax.errors import UserError
 
@@ -64,7 +64,7 @@ def files(data: Data) -> list[str]:
 
 
 def _is_named(source: str) -> bool:
-    return source == "python-docs" or source.startswith("tfds:")
+    return source == "python-docs" or tfds.is_named(source)
 
 
 def _source_documents(
@@ -73,9 +73,10 @@ def _source_documents(
     if source == "python-docs":
         for document in python_docs.documents():
             yield iter(document)
-    elif source.startswith("tfds:"):
-        for text in _tfds_texts(source, text_key):
-            yield _lines_of(text, skipped)
+    elif tfds.is_named(source):
+        source = tfds.with_split(source, "train")
+        for record in tfds.stream(source):
+            yield _lines_of(_text_of(record, text_key, source), skipped)
     else:
         for path in _matches(source):
             yield from _file_documents(path, text_key, skipped)
@@ -249,29 +250,3 @@ def _parquet_texts(path: str, text_key: str, skipped: Counter[str]) -> Iterator[
             raise UserError(f"{path}: column {text_key!r} is not UTF-8 text") from None
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{path}: damaged Parquet file ({error})") from None
-
-
-def _tfds_texts(source: str, text_key: str) -> Iterator[str]:
-    try:
-        import tensorflow_datasets as tfds
-    except ImportError:
-        raise UserError(
-            f"config.data.source={source}: needs tensorflow-datasets and "
-            "tensorflow-cpu; pip install them"
-        ) from None
-    name, _, split = source.removeprefix("tfds:").partition(":")
-    try:
-        builder: Any = tfds.builder(name, data_dir=os.environ.get("TFDS_DATA_DIR"))
-        builder.download_and_prepare()
-        records = tfds.as_numpy(
-            builder.as_dataset(  # pyright: ignore
-                split=split or "train"
-            )
-        )
-    except Exception as error:  # the library raises a dozen kinds of its own
-        raise UserError(
-            f"config.data.source={source}: TensorFlow Datasets says: {error}; "
-            "TFDS_DATA_DIR names the directory of prepared data sets"
-        ) from error
-    for record in records:
-        yield _text_of(record, text_key, source)

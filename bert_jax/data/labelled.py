@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from bert_jax.data import tfds
 from bert_jax.data.records import Record, not_text, records
 from bert_jax.errors import UserError
 
@@ -19,7 +20,7 @@ class Example(NamedTuple):
     text: str
     pair: str | None
     label: str | None  # without spaces around it; None where no column was named
-    where: str  # file:line
+    where: str  # file:line, or tfds:NAME:SPLIT[NUMBER]
 
 
 class Choice(NamedTuple):
@@ -39,6 +40,7 @@ def table(
     *,
     header: bool | None = None,
     delimiter: str | None = None,
+    missing: str | None = None,
 ) -> list[Example]:
     """Reads the examples of a table or of a file of JSON objects.
 
@@ -49,6 +51,7 @@ def table(
       label: the column of the label; None for a file that is to be predicted.
       header: whether the first line names the columns; None: if a name is given here.
       delimiter: between the columns; None: what the suffix says.
+      missing: what stands for a label that is null, or hidden in TensorFlow Datasets.
 
     Returns:
       One or more examples, in the order of the file.
@@ -61,7 +64,7 @@ def table(
         Example(
             _text(record, columns, 0),
             None if pair is None else _text(record, columns, 1),
-            None if label is None else _label(record, columns),
+            None if label is None else _label(record, columns, missing),
             record.where,
         )
         for record in records(path, columns, header, delimiter)
@@ -127,13 +130,18 @@ def choices(
     return found
 
 
-def _label(record: Record, columns: Sequence[str]) -> str:
+def _label(record: Record, columns: Sequence[str], instead: str | None = None) -> str:
     """The last column; a number or a truth value of JSON in JSON's spelling."""
-    value = record.values[-1]
+    value = instead if record.values[-1] is None else record.values[-1]
     if isinstance(value, int | float):
         value = json.dumps(value)
     if isinstance(value, str) and value.strip():
         return value.strip()
+    if value is None and tfds.is_named(record.where):
+        raise UserError(
+            f"{record.where}: the label, column {columns[-1]!r}, is hidden (-1), as in "
+            "test sets; name a split with labels"
+        )
     missing = value is None or isinstance(value, str)
     what = "is missing" if missing else f"is a {type(value).__name__}"
     raise UserError(

@@ -1,4 +1,4 @@
-"""Records of labelled files: text that must be UTF-8, rows of tables, JSON objects.
+"""Records of labelled sets: rows of tables, JSON objects, TensorFlow Datasets.
 
 Labelled sets are small beside a corpus, so a file is held in memory; and unlike in a
 corpus nothing may be skipped, so whatever is wrong ends the reading with its line.
@@ -9,9 +9,10 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
+from bert_jax.data import tfds
 from bert_jax.data.decompress import SUFFIXES, chunks
 from bert_jax.errors import UserError
 
@@ -20,6 +21,7 @@ _JSON = (".json", ".jsonl")
 _LONGEST_CELL = 1 << 27  # [characters] csv's own limit, 2^17, is less than some texts
 _SHOWN = 20  # columns or keys listed in a message
 _SPACE = re.compile(r"\s*")
+_NEXT = re.compile(r"\s*,\s*(?=\{)|\s*\]\s*\Z")  # after an object of an array
 
 
 class Record(NamedTuple):
@@ -40,9 +42,11 @@ def records(
     Args:
       path: .tsv or .txt (tabs; a quote is a character like any other), .csv (quoted
         cells may hold commas and line ends), .jsonl or .json (objects, one after
-        another); each also compressed.
-      columns: names, or numbers from 0 where there is no header; keys for JSON.
-      header: whether the first line names the columns; None: if a name is asked for.
+        another or in an array); each also compressed; or `tfds:NAME[/CONFIG]:SPLIT`.
+      columns: names, or numbers from 0 where there is no header; keys for JSON. Of
+        `a|b|0` the first that is there counts.
+      header: whether the first line names the columns; None: if it holds a name that
+        is asked for, or no number is.
       delimiter: between the cells, whatever the suffix; the tab means no quoting.
 
     Yields:
@@ -51,11 +55,10 @@ def records(
     Raises:
       UserError: naming file and line, of whatever is wrong with the file.
     """
-    kind = suffix(path)
-    if delimiter is None and kind in _JSON:
+    if holds_objects(path) and (delimiter is None or tfds.is_named(path)):
         found = _keys(path, columns)
     else:
-        delimiter = delimiter or _DELIMITERS.get(kind)
+        delimiter = delimiter or _DELIMITERS.get(_suffix(path))
         if delimiter is None or len(delimiter) != 1 or delimiter in '\r\n"':
             raise UserError(
                 f"{path}: cannot tell what stands between its columns; set the "
@@ -70,7 +73,12 @@ def records(
         raise UserError(f"{path}: no examples in it; give a file with at least one")
 
 
-def suffix(path: str) -> str:
+def holds_objects(path: str) -> bool:
+    """Whether `objects` reads it, by its name."""
+    return tfds.is_named(path) or _suffix(path) in _JSON
+
+
+def _suffix(path: str) -> str:
     """The suffix of a path, compression aside."""
     stem, end = os.path.splitext(path)
     return os.path.splitext(stem)[1] if end in SUFFIXES else end
@@ -104,18 +112,24 @@ def not_text(value: Any) -> str | None:
     return None
 
 
-def objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Reads JSON objects that follow one another, on a line each or on several.
+def objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Reads JSON objects, on a line each or on several, or the records of a data set.
 
     Yields:
-      The line on which an object begins, from 1, and the object.
+      Where an object begins, `file:line`, and the object.
 
     Raises:
       UserError: something is no JSON object.
     """
+    if tfds.is_named(path):
+        yield from tfds.examples(path)
+        return
     content = text(path)
     decoder = json.JSONDecoder()
     line, counted, start = 1, 0, _skip_space(content, 0)
+    array = content.startswith("[", start)
+    if array:
+        start = _skip_space(content, start + 1)
     while start < len(content):
         line += content.count("\n", counted, start)
         try:
@@ -130,8 +144,17 @@ def objects(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
                 f"{path}:{line}: a {type(value).__name__} where an object should be; "
                 "write one {...} for each example, one after another"
             )
-        yield line, value
         counted, start = start, _skip_space(content, end)
+        if array:
+            match = _NEXT.match(content, end)
+            if match is None:
+                raise UserError(
+                    f"{path}:{line}: neither another object nor the end of the array "
+                    "follows the object that begins here; mend it, or fetch the file "
+                    "again"
+                )
+            start = match.end()
+        yield f"{path}:{line}", value
 
 
 def _unknown(what: str, known: Sequence[str], name: str, remedy: str) -> UserError:
@@ -148,14 +171,21 @@ def _skip_space(content: str, start: int) -> int:
 
 
 def _keys(path: str, columns: Sequence[str]) -> Iterator[Record]:
-    for line, found in objects(path):
-        where = f"{path}:{line}"
-        for column in columns:
-            if column not in found:
+    for where, found in objects(path):
+        keys = [_choose(column, found) for column in columns]
+        for key, column in zip(keys, columns, strict=True):
+            if key not in found:
                 raise _unknown(
                     f"{where}: no key", list(found), column, "name one of these"
                 )
-        yield Record([found[column] for column in columns], where)
+        yield Record([found[key] for key in keys], where)
+
+
+def _choose(column: str, known: Container[str]) -> str:
+    """Of the names and numbers between bars the first name that is known, or number."""
+    names = [column, *column.split("|")]
+    numbers = filter(str.isdecimal, names)
+    return next((name for name in names if name in known), next(numbers, column))
 
 
 def _columns(
@@ -165,9 +195,11 @@ def _columns(
     line, first = next(rows, (0, []))
     if not first:
         return
+    names = [cell.strip() for cell in first]
     if header is None:
-        header = not all(column.isdecimal() for column in columns)
-    names = [cell.strip() for cell in first] if header else []
+        chosen = [_choose(column, names) for column in columns]
+        header = not all(name.isdecimal() for name in chosen)
+    names = names if header else []
     places = [_place(column, names, len(first), f"{path}:{line}") for column in columns]
     if not header:
         yield Record([first[place] for place in places], f"{path}:{line}")
@@ -182,6 +214,7 @@ def _columns(
 
 
 def _place(column: str, names: list[str], width: int, where: str) -> int:
+    column = _choose(column, names)
     if names.count(column) > 1:
         raise UserError(f"{where}: {names.count(column)} columns {column!r}; number it")
     if column in names:

@@ -2,14 +2,15 @@
 
 Rajpurkar et al., 2016, https://arxiv.org/abs/1606.05250 and 2018,
 https://arxiv.org/abs/1806.03822; KorQuAD 1.0, XQuAD and COVID-QA have it too. The
-flat form in which Hugging Face keeps these sets is read as well.
+flat form in which Hugging Face and TensorFlow Datasets keep them is read as well.
 """
 
 import json
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bert_jax.data.records import not_text, text
+from bert_jax.data import tfds
+from bert_jax.data.records import not_text, objects, text
 from bert_jax.errors import UserError
 
 Answer = tuple[str, int]  # the text, and its first character in the context
@@ -39,7 +40,7 @@ def questions(path: str, labelled: bool = True) -> list[Question]:
     """Reads every question of a file.
 
     Args:
-      path: .json, also compressed.
+      path: .json, also compressed; or `tfds:NAME[/CONFIG]:SPLIT`.
       labelled: each question must have answers or be impossible; False for a file that
         is to be predicted, whose answers may be missing.
 
@@ -50,6 +51,16 @@ def questions(path: str, labelled: bool = True) -> list[Question]:
     Raises:
       UserError: naming the file and the place in it, of whatever is wrong.
     """
+    if tfds.is_named(path):
+        found = [_question(one, one, one, at, labelled) for at, one in objects(path)]
+    else:
+        found = list(_from_json(path, labelled))
+    if not found:
+        raise UserError(f"{path}: no questions in it; give a file with at least one")
+    return found
+
+
+def _from_json(path: str, labelled: bool) -> Iterator[Question]:
     content = text(path)
     try:
         root = json.loads(content)
@@ -58,17 +69,13 @@ def questions(path: str, labelled: bool = True) -> list[Question]:
             f"{path}:{error.lineno}: not JSON ({error}); fetch the file again, or mend "
             "it"
         ) from None
-    found: list[Question] = []
     for entry, at in _each(root, "data", path + ": "):
         if "paragraphs" not in entry and "question" in entry:
-            found.append(_question(entry, entry, entry, at, labelled))
+            yield _question(entry, entry, entry, at, labelled)
             continue
         for paragraph, inside in _each(entry, "paragraphs", at + "."):
             for item, place in _each(paragraph, "qas", inside + "."):
-                found.append(_question(item, paragraph, entry, place, labelled))
-    if not found:
-        raise UserError(f"{path}: no questions in it; give a file with at least one")
-    return found
+                yield _question(item, paragraph, entry, place, labelled)
 
 
 def repair(questions: Sequence[Question]) -> tuple[list[Question], Report]:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bert_jax.data.records import not_text, objects, suffix, text
+from bert_jax.data.records import holds_objects, not_text, objects, text
 from bert_jax.errors import UserError
 
 _COMMENT = re.compile(r"##|# |#$")
@@ -46,7 +46,7 @@ def sentences(
 
     Args:
       path: one word a line; or .json, .jsonl with lists of words and of tags in each
-        object. Each also compressed.
+        object. Each also compressed. Or `tfds:NAME[/CONFIG]:SPLIT` of such objects.
       word_column: number of the words' column from 0, or from the end if negative; the
         key in JSON objects, where a number stands for one of `words tokens`.
       tag_column: the same of the tags; one of `ner tags ner_tags labels`. None: the
@@ -60,10 +60,10 @@ def sentences(
     Raises:
       UserError: naming file and line, of whatever is wrong with the file.
     """
-    if suffix(path) in (".json", ".jsonl"):
+    if holds_objects(path):
         found = [
-            _from_object(record, word_column, tag_column, f"{path}:{line}")
-            for line, record in objects(path)
+            _from_object(record, word_column, tag_column, where)
+            for where, record in objects(path)
         ]
     else:
         found = list(_from_lines(path, word_column, tag_column, delimiter))

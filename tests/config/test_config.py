@@ -12,7 +12,8 @@ from bert_jax.config import presets
 from bert_jax.config.load import override
 from bert_jax.errors import UserError
 
-TINY = str(Path(__file__).parents[2] / "configs" / "bert_tiny.py")
+CONFIGS = Path(__file__).parents[2] / "configs"
+TINY, GLUE = str(CONFIGS / "bert_tiny.py"), str(CONFIGS / "glue.py")
 
 
 def write(folder: Path, body: str) -> str:
@@ -112,6 +113,8 @@ def test_a_bad_override_names_the_field_and_the_remedy(text: str, words: list) -
         "optim.layer_decay=0",
         "optim.freeze=(",
         "optim.freeze_layers=3",
+        "task.glue=snli",
+        "task.skip_label=-",
     ],
 )
 def test_every_rule_names_its_field(text: str) -> None:
@@ -187,6 +190,13 @@ def test_paper_and_smoke_combine() -> None:
     assert both.steps == 8
     assert not both.optim.bias_correction
     assert {phase.max_packed for phase in both.phases} == {1}
+
+
+@pytest.mark.parametrize("task", presets.GLUE)
+def test_every_glue_task_brings_its_name(task: str) -> None:
+    found = config.load(f"{GLUE}:{task}").task
+    assert found.glue == task
+    assert (found.skip_label == "-") == (task == "mnli")
 
 
 def test_replace_reaches_into_groups() -> None:

@@ -154,41 +154,13 @@ def test_python_docs_are_prose_and_repeatable(monkeypatch):
     assert read_anew() == found
 
 
-def write_tfds(tfds, tf, directory, texts):
-    """Prepares the data set `tiny_text` as the library would, without its code."""
-    directory.mkdir(parents=True)
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=directory,
-        dataset_name="tiny_text",
-        split="test",
-        filetype_suffix="tfrecord",
-    )
-    path = directory / "tiny_text-test.tfrecord-00000-of-00001"
-    with tf.io.TFRecordWriter(str(path)) as writer:
-        for text in texts:
-            value = tf.train.BytesList(value=[text.encode()])
-            features = {"text": tf.train.Feature(bytes_list=value)}
-            example = tf.train.Example(features=tf.train.Features(feature=features))
-            writer.write(example.SerializeToString())
-    split = tfds.core.SplitInfo(
-        name="test",
-        shard_lengths=[len(texts)],
-        num_bytes=0,
-        filename_template=template,
-    )
-    tfds.folder_dataset.write_metadata(
-        data_dir=directory,
-        features=tfds.features.FeaturesDict({"text": tfds.features.Text()}),
-        split_infos=[split],
-        filename_template=template,
-    )
-
-
 def test_tensorflow_datasets_are_read_by_name(tmp_path, monkeypatch):
     tfds = pytest.importorskip("tensorflow_datasets")
-    tf = pytest.importorskip("tensorflow")
-    texts = ["\n".join(document) for document in DOCUMENTS]
-    write_tfds(tfds, tf, tmp_path / "tiny_text" / "1.0.0", texts)
+    from tests import tfds_set
+
+    features = {"text": tfds.features.Text()}
+    texts = [{"text": "\n".join(document)} for document in DOCUMENTS]
+    tfds_set.write(tmp_path, "tiny_text/1.0.0", features, {"test": texts})
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
     assert read("tfds:tiny_text:test") == DOCUMENTS
     with pytest.raises(UserError, match=r"tfds:tiny_text:test.*text_key='body'.*text"):

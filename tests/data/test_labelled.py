@@ -97,6 +97,33 @@ def test_json_objects_come_back_on_a_line_or_several(folder, expected, indent):
     ]
 
 
+@given(expected=rows(ANY), indent=st.sampled_from([None, 2]))
+def test_an_array_of_objects_is_read_as_they_are_alone(folder, expected, indent):
+    records = [dict(zip(NAMES, row, strict=True)) for row in expected]
+    found = json.dumps(records, indent=indent)
+    path = put(folder, "a.json", f"\n {found}\n")
+    same(table(path, "first", "second", "label"), expected)
+    height = 0 if indent is None else 2 + len(NAMES)
+    assert [one.where for one in table(path, "first")] == [
+        f"{path}:{number * height + 2 + (indent is not None)}"
+        for number in range(len(expected))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.tsv", "gj04\t1\t*\tit is\n"),  # as CoLA's training file
+        ("a.tsv", "index\tsentence\tlabel\n0\tit is\t1\n"),
+        ("a.json", '{"sentence": "it is", "label": 1}'),
+    ],
+)
+def test_of_several_names_the_first_that_is_there_counts(tmp_path, name, content):
+    path = put(tmp_path, name, content)
+    (found,) = table(path, "3|text|sentence", label="1|label")
+    assert (found.text, found.label) == ("it is", "1")
+
+
 @pytest.mark.parametrize("compression", COMPRESS)
 def test_tables_may_be_compressed(tmp_path, compression):
     content = COMPRESS[compression](b"\xef\xbb\xbfsentence\tlabel\r\nso\t1\r\n")
@@ -162,7 +189,15 @@ HEAD = "sentence\tlabel\n"
         ("a.json", '{"sentence": "\\ud800", "label": 1}', NAMED, ":1: .*half a char"),
         ("a.json", '{\n"sentence": 1}\n\n{"a"', {"text": "a"}, r":1: no key 'a'"),
         ("a.jsonl", '{"a": "1"}\n\n{"a"', {"text": "a"}, r"a\.jsonl:3: .*not JSON"),
-        ("a.json", "[{}]", NAMED, r"a\.json:1: a list where an object"),
+        ("a.json", "[{}]", NAMED, r"a\.json:1: no key 'sentence'"),
+        ("a.json", '["x"]', {"text": "a"}, r"a\.json:1: a str where an object"),
+        ("a.json", '[\n{"a": "1"}\n{"a": "2"}]', {"text": "a"}, ":2: neither another"),
+        ("a.json", '[\n{"a": "1"},\n', {"text": "a"}, ":2: neither another"),
+        ("a.json", '[{"a": "1"}]\n{"a": "2"}', {"text": "a"}, ":1: neither another"),
+        ("a.json", '[\n{"a": "1"},\n{"b"', {"text": "a"}, ":3: .*not JSON"),
+        ("a.json", "[]", {"text": "a"}, r"a\.json:1: .*not JSON"),
+        ("a.json", '{"a": "1"}', {"text": "b|c"}, r":1: no key 'b\|c' among 'a'"),
+        ("a.tsv", "a\tb\n", {"text": "c|d"}, r":1: no column 'c\|d' among"),
     ],
 )
 def test_mistakes_are_named_with_file_and_line(
