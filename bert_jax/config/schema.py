@@ -100,6 +100,7 @@ class Optim:
     weight_decay: float = 0.01  # not on LayerNorm and biases
     bias_correction: bool = True  # False is the original's AdamW
     clip_norm: float = 1.0  # [global L2 norm]; 0 is off
+    freeze: str = ""  # regex of the paths of parameters that stay as they are
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import functools
 import math
+import re
 from typing import Any
 
 from bert_jax.config.schema import Config
@@ -90,6 +91,10 @@ def _group_problems(config: Config) -> list[str]:
     if model.heads > 0 and model.hidden % model.heads:
         path = "model.heads"
         remedies[path] = f"must divide config.model.hidden={model.hidden}"
+    try:
+        re.compile(config.optim.freeze)
+    except re.error as error:
+        remedies["optim.freeze"] = f"no regular expression ({error})"
     return _faults(config, remedies)
 
 

@@ -6,6 +6,7 @@ from bert_jax import config
 from bert_jax.optim.schedules import learning_rate
 from bert_jax.optim.transforms import (
     decays,
+    freeze,
     scale_by_layer_trust_ratio,
     scale_by_uncorrected_adam,
 )
@@ -14,7 +15,7 @@ __all__ = ["decays", "learning_rate", "optimizer"]
 
 
 def optimizer(settings: config.Optim, steps: int) -> optax.GradientTransformation:
-    """The whole update rule: clipping, moments, decay, trust ratio, rate.
+    """The whole update rule: clipping, moments, decay, trust ratio, rate, freezing.
 
     Args:
       settings: the `optim` group of the config. `bias_correction` acts on adamw
@@ -35,11 +36,13 @@ def optimizer(settings: config.Optim, steps: int) -> optax.GradientTransformatio
         moments = optax.scale_by_adam(*betas)
     else:
         moments = scale_by_uncorrected_adam(*betas)
-    clip, trust = optax.identity(), optax.identity()
+    clip, trust, fixed = optax.identity(), optax.identity(), optax.identity()
     if settings.clip_norm > 0:
         clip = optax.clip_by_global_norm(settings.clip_norm)
     if settings.name == "lamb":
         trust = scale_by_layer_trust_ratio()
+    if settings.freeze:
+        fixed = freeze(settings.freeze)
     # The names appear in checkpoints: they must not depend on what is switched on.
     return optax.named_chain(
         ("clip", clip),
@@ -47,4 +50,5 @@ def optimizer(settings: config.Optim, steps: int) -> optax.GradientTransformatio
         ("decay", optax.add_decayed_weights(settings.weight_decay, mask=decays)),
         ("trust", trust),
         ("rate", optax.scale_by_learning_rate(learning_rate(settings, steps))),
+        ("freeze", fixed),
     )

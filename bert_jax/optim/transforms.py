@@ -1,5 +1,6 @@
 """The pieces of BERT's optimizers that optax does not have."""
 
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -91,5 +92,26 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
 
     def update(updates: optax.Updates, params: Any) -> optax.Updates:
         return tree.map_named(scale, updates, params, decays(params))
+
+    return optax.stateless(update)
+
+
+def freeze(pattern: str) -> optax.GradientTransformation:
+    """Makes the update of some parameters nothing, weight decay included.
+
+    Args:
+      pattern: a regular expression that such a parameter's whole path matches.
+
+    Returns:
+      The transformation, which keeps no state.
+    """
+
+    def still(name: str, update: jax.Array) -> jax.Array:
+        # A sum with +0 would turn -0 into it.
+        return jnp.full_like(update, -0.0) if re.fullmatch(pattern, name) else update
+
+    def update(updates: optax.Updates, params: Any) -> optax.Updates:
+        del params
+        return tree.map_named(still, updates)
 
     return optax.stateless(update)

@@ -91,6 +91,7 @@ def test_a_bad_override_names_the_field_and_the_remedy(text: str, words: list) -
         "optim.peak_rate=nan",
         "optim.peak_rate=inf",
         "optim.name=sgd",
+        "optim.freeze=(",
         "model.heads=3",
         "model.segments=1",
         "model.positions=256",
