@@ -19,6 +19,15 @@ _CHOICES = {
         "choice",
         "encoder",
     ),
+    "task.features": (
+        "",
+        "embeddings",
+        "second_to_last",
+        "last",
+        "sum_last_4",
+        "concat_last_4",
+        "sum_all",
+    ),
     "objective.pair": ("nsp", "none"),
     "objective.mask_count": ("unbiased", "nearest"),
     "model.activation": ("gelu_tanh", "gelu"),
@@ -34,7 +43,8 @@ _POSITIVE = (
     "tokenizer.train_bytes tokenizer.min_frequency model.vocab_size "
     "model.vocab_multiple model.hidden model.layers model.heads model.mlp "
     "model.positions model.segments model.norm_epsilon model.init_std "
-    "optim.peak_rate optim.epsilon task.epochs task.doc_stride task.max_answer"
+    "optim.peak_rate optim.epsilon task.epochs task.doc_stride task.max_answer "
+    "task.lstm_hidden"
 ).split()
 _NOT_NEGATIVE = (
     "keep_best data.num_workers optim.end_rate optim.weight_decay optim.clip_norm"
@@ -60,7 +70,7 @@ def _range_problems(config: Config) -> list[str]:
     remedies = {}
     for path, allowed in _CHOICES.items():
         if _get(config, path) not in allowed:
-            remedies[path] = f"choose one of {', '.join(allowed)}"
+            remedies[path] = f"choose one of {', '.join(filter(None, allowed))}"
     for path in _POSITIVE:
         if not 0 < _get(config, path) < math.inf:
             remedies[path] = "must be above 0, and finite"
@@ -91,6 +101,8 @@ def _group_problems(config: Config) -> list[str]:
     if model.heads > 0 and model.hidden % model.heads:
         path = "model.heads"
         remedies[path] = f"must divide config.model.hidden={model.hidden}"
+    if config.task.features and config.task.kind != "tag":
+        remedies["task.features"] = "needs config.task.kind=tag"
     try:
         re.compile(config.optim.freeze)
     except re.error as error:
