@@ -141,7 +141,8 @@ def settle(config: Config, files: Files) -> Config:
     """The config with what the files decide: labels, steps, when to evaluate.
 
     Raises:
-      UserError: the score does not fit the kind of task, or the number of labels.
+      UserError: the score does not fit the kind of task, or the number of labels;
+        or the features the number of layers.
     """
     settings = config.task
     score = settings.score or _SCORES[settings.kind][0]
@@ -158,6 +159,11 @@ def settle(config: Config, files: Files) -> Config:
     if settings.kind == "classify" and score == "f1" and len(labels) != 2:
         raise UserError(
             f"config.task.score={score}: needs two classes, there are {len(labels)}"
+        )
+    if settings.features.endswith("last_4") and config.model.layers < 4:
+        raise UserError(
+            f"config.task.features={settings.features}: needs 4 layers, and the model "
+            f"has {config.model.layers}; use last or sum_all"
         )
     epoch = -(-len(files.train) // config.phases[0].batch)
     return dataclasses.replace(

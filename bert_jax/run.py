@@ -1,6 +1,7 @@
 """What a run is made of: its directory, its data and its compiled parts."""
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ from bert_jax.errors import UserError
 from bert_jax.evaluate import HeldOut, held_out
 from bert_jax.initial import fit_vocabulary
 from bert_jax.tasks import Task, frozen
-from bert_jax.tasks.classify import classify
+from bert_jax.tasks.classify import classify, untrained
 from bert_jax.tasks.pretrain import pretrain
 from bert_jax.tasks.span import span
 
@@ -165,8 +166,10 @@ def _labelled(
 def _run(
     config: Config, tokenizer: TextTokenizer, data: Data, mesh: Mesh, task: Task
 ) -> Run:
-    task = frozen(task, config.optim)
-    optimizer = optim.optimizer(config.optim, config.steps)
+    fixed = "|".join(filter(None, (config.optim.freeze, untrained(config.task))))
+    settings = dataclasses.replace(config.optim, freeze=fixed)
+    task = frozen(task, settings)
+    optimizer = optim.optimizer(settings, config.steps)
     schedule = optim.learning_rate(config.optim, config.steps)
     return Run(config, tokenizer, data, mesh, task, optimizer, schedule)
 

@@ -45,6 +45,12 @@ RULES: tuple[Rule, ...] = (
     Rule(r"mlm/norm/(scale|bias)", (None,), optional=True),
     Rule(r"(mlm/transform|pooler|nsp|head)/kernel", ("embed", None), optional=True),
     Rule(r"(mlm/transform|pooler|nsp|head)/bias", (None,), optional=True),
+    Rule(r"lstm/layer_\d+/input", ("embed", None, None, None), optional=True),
+    # Whole: each position's product would gather it anew.
+    Rule(r"lstm/layer_\d+/recurrent", (None,) * 4, optional=True),
+    Rule(r"lstm/layer_\d+/bias", (None,) * 3, optional=True),
+    Rule(r"mix/weight", (None,), optional=True),
+    Rule(r"mix/scale", (), optional=True),
 )
 
 MESH_AXIS = {  # of each logical axis; None is not cut
@@ -58,7 +64,7 @@ _FIELD = {  # of the config, which decides the size of a logical axis
     "vocab": "config.model.vocab_multiple",
     "heads": "config.model.heads",
     "mlp": "config.model.mlp",
-    "embed": "config.model.hidden",
+    "embed": "config.model.hidden, or of an LSTM config.task.lstm_hidden",
 }
 _BATCH_AXES = ("data", "fsdp")
 

@@ -95,8 +95,9 @@ def test_the_loop_names_no_task() -> None:
 
 
 VARIANTS = ("", "smoke", "paper", "cpu", "paper,smoke")
-TASKS = dict.fromkeys(("ner", "squad", "swag"), ("", "smoke"))
+TASKS = dict.fromkeys(("squad", "swag"), ("", "smoke"))
 OWN = {"glue": ("", *presets.GLUE, "mnli,smoke"), **TASKS}
+OWN["ner"] = ("", "smoke", "features", "features,smoke")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,9 @@ from jax.sharding import PartitionSpec
 
 from bert_jax import config, sharding, tree
 from bert_jax.errors import UserError
+from bert_jax.tasks.classify import classify
 from tests import linear_task
+from tests.model.batches import SMALL
 
 
 def mesh_of(data, fsdp, model):
@@ -44,10 +46,16 @@ def test_every_parameter_has_one_rule(pair):
     assert ("nsp/kernel" in specs) == pair
 
 
-def test_no_parameter_is_met_by_two_rules():
-    for name in tree.flatten(linear_task.structs()):
+def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
+    settings = config.TaskSettings(kind="tag", labels=("a", "b"), features="sum_all")
+    tagger = jax.eval_shape(classify(SMALL, settings).init, jax.random.key(0))
+    met = set()
+    for name in {**tree.flatten(linear_task.structs()), **tree.flatten(tagger)}:
         found = [r for r in sharding.RULES if sharding.re.fullmatch(r.pattern, name)]
         assert len(found) == 1, name
+        met.update(found)
+    assert met == set(sharding.RULES)
+    sharding.param_shardings(mesh_of(2, 2, 2), tagger)
 
 
 def test_all_faults_are_reported_together():

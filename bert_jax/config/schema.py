@@ -61,6 +61,8 @@ class TaskSettings:
     doc_stride: int = 128  # [tokens] between the windows over a long text (span)
     max_answer: int = 30  # [tokens] of the longest answer (span)
     score: str = ""  # of the dev set, to choose the best step; "" is the kind's own
+    features: str = ""  # of the frozen encoder, for an LSTM (tag); "" tunes it
+    lstm_hidden: int = 768  # [features] of each direction of its two layers
     epochs: float = 3.0  # [passes over train_file]; decides config.steps
 
 

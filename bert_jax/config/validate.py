@@ -20,6 +20,15 @@ _CHOICES = {
         "encoder",
     ),
     "task.glue": ("", *"cola sst2 mrpc stsb qqp mnli qnli rte wnli".split()),
+    "task.features": (
+        "",
+        "embeddings",
+        "second_to_last",
+        "last",
+        "sum_last_4",
+        "concat_last_4",
+        "sum_all",
+    ),
     "objective.pair": ("nsp", "none"),
     "objective.mask_count": ("unbiased", "nearest"),
     "model.activation": ("gelu_tanh", "gelu"),
@@ -36,7 +45,7 @@ _POSITIVE = (
     "model.vocab_multiple model.hidden model.layers model.heads model.mlp "
     "model.positions model.segments model.norm_epsilon model.init_std "
     "optim.peak_rate optim.epsilon optim.layer_decay task.epochs task.doc_stride "
-    "task.max_answer"
+    "task.max_answer task.lstm_hidden"
 ).split()
 _NOT_NEGATIVE = (
     "keep_best patience data.num_workers optim.end_rate optim.weight_decay "
@@ -63,7 +72,7 @@ def _range_problems(config: Config) -> list[str]:
     remedies = {}
     for path, allowed in _CHOICES.items():
         if _get(config, path) not in allowed:
-            remedies[path] = f"choose one of {', '.join(allowed)}"
+            remedies[path] = f"choose one of {', '.join(filter(None, allowed))}"
     for path in _POSITIVE:
         if not 0 < _get(config, path) < math.inf:
             remedies[path] = "must be above 0, and finite"
@@ -97,6 +106,8 @@ def _group_problems(config: Config) -> list[str]:
     if model.heads > 0 and model.hidden % model.heads:
         path = "model.heads"
         remedies[path] = f"must divide config.model.hidden={model.hidden}"
+    if config.task.features and config.task.kind != "tag":
+        remedies["task.features"] = "needs config.task.kind=tag"
     if optim.freeze_layers > model.layers:
         remedies["optim.freeze_layers"] = f"there are {model.layers} layers"
     try:

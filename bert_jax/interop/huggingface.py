@@ -262,8 +262,14 @@ def to_tensors(
       the class has no place are left out.
 
     Raises:
-      UserError: no class fits the parts.
+      UserError: no class fits the parts, or the task.
     """
+    if task.features:
+        raise UserError(
+            f"config.task.features={task.features}: transformers has no BERT with an "
+            "LSTM, so this model cannot be exported; use it with bert-jax predict, or "
+            "export config.init, whose encoder it has unchanged"
+        )
     wanted = "classify" if task.kind == "regress" else task.kind
     fits = [
         (kind, needed)

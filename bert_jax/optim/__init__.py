@@ -47,6 +47,6 @@ def optimizer(settings: config.Optim, steps: int) -> optax.GradientTransformatio
         ("moments", moments),
         ("decay", optax.add_decayed_weights(settings.weight_decay, mask=decays)),
         ("trust", trust),
-        ("layers", scale_by_layer(settings)),
         ("rate", optax.scale_by_learning_rate(learning_rate(settings, steps))),
+        ("layers", scale_by_layer(settings)),
     )

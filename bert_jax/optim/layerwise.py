@@ -77,10 +77,15 @@ def hold(settings: config.Optim, params: Any) -> Any:
 
 
 def scale_by_layer(settings: config.Optim) -> optax.GradientTransformation:
-    """Multiplies updates with `rate_factors`; keeps no state, needs `params`."""
+    """Multiplies updates with `rate_factors`; keeps no state, needs `params`.
+
+    It comes last: a parameter of -0 stays so if -0, not 0, is added.
+    """
 
     def one(update: jax.Array, factor: np.ndarray) -> jax.Array:
-        return update if (factor == 1).all() else update * factor
+        if (factor == 1).all():
+            return update
+        return jnp.where(factor > 0, update * factor, -0.0)
 
     def update(updates: optax.Updates, params: Any) -> optax.Updates:
         return jax.tree.map(one, updates, rate_factors(settings, params))

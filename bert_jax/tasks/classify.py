@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int32
 from bert_jax.config import Model, TaskSettings
 from bert_jax.losses import cross_entropy
 from bert_jax.model import Batch, Bert
+from bert_jax.model.tagger import FeatureTagger
 from bert_jax.tasks import Pairs, Task, ratios
 
 
@@ -18,7 +19,8 @@ def classify(model: Model, settings: TaskSettings) -> Task:
     Args:
       model: sizes and numerics.
       settings: `kind` is classify or tag, with a class for each of `labels`, regress,
-        or choice, where a batch has `group` int32 [B, K] and label 1 for right.
+        or choice, where a batch has `group` int32 [B, K] and label 1 for right;
+        `features` leaves the encoder as it is and tags by an LSTM.
 
     Returns:
       A Task with the pairs `loss` and, of classes, `accuracy`; a batch has `label`
@@ -30,7 +32,11 @@ def classify(model: Model, settings: TaskSettings) -> Task:
     """
     method = "tag" if settings.kind == "tag" else "classify"
     numbers = settings.kind in ("regress", "choice")
-    bert: Any = Bert(model, classes=1 if numbers else len(settings.labels))
+    classes = 1 if numbers else len(settings.labels)
+    bert: Any = Bert(model, classes)
+    if settings.features:
+        kind, units = settings.features, settings.lstm_hidden
+        bert = FeatureTagger(model, classes, features=kind, units=units)
 
     def logits(
         params: dict[str, Any], batch: Batch, rng: jax.Array | None = None
@@ -57,6 +63,11 @@ def classify(model: Model, settings: TaskSettings) -> Task:
         return {"logits": logits(params, batch)}
 
     return Task(init, loss, ("loss",), predict, ratios, "eval_score", largest=True)
+
+
+def untrained(settings: TaskSettings) -> str:
+    """A regex of the paths of the parameters that a task does not train, or ""."""
+    return "^(embeddings|layers)/" if settings.features else ""
 
 
 def _choose(

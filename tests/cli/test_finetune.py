@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from bert_jax import interop, tree
 from bert_jax.__main__ import main
+from bert_jax.checkpoint import Checkpoints
 from tests import random_run
 
 ROOT = Path(__file__).parents[2]
@@ -192,6 +194,7 @@ def test_numbers_are_learned(files, tmp_path):
             ["task.dev_share", "320", "task.dev_file"],
         ),
         ("text\tlabel\nw1\tyes\n", ["--config.init="], ["--config.init"]),
+        ("text\tlabel\nw1\tyes\n", ["--config.task.features=last"], ["kind=tag"]),
         ("text\tlabel\nw1\tyes\n", ["--config.task.kind=regress"], ["not a number"]),
     ],
 )
@@ -216,7 +219,7 @@ def _sentences(count, seed):
         yield [f"w{i}" for i in numbers], tags
 
 
-def test_entities_are_learned_and_predicted(files, tmp_path):
+def _learn_entities(files, tmp_path, config, *flags):
     for name, count in (("train", 320), ("dev", 60)):
         rows = [
             "".join(f"{w} _ {t}\n" for w, t in zip(*s, strict=True))
@@ -224,8 +227,7 @@ def test_entities_are_learned_and_predicted(files, tmp_path):
         ]
         (tmp_path / f"{name}.tsv").write_text("\n".join(rows))
     (tmp_path / "hf").symlink_to(files / "hf")
-    config = f"--config={ROOT / 'configs/ner.py'}"
-    flags = ["--config.task.epochs=12"]
+    config = f"--config={ROOT / 'configs' / config}"
     assert _train(tmp_path, tmp_path / "run", *flags, config=config) == 0
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["score_name"] == "entity_f1" and summary["score"] > 0.9
@@ -243,6 +245,33 @@ def test_entities_are_learned_and_predicted(files, tmp_path):
         t == u for s, (_, tags) in pairs for (_, t), u in zip(s, tags, strict=True)
     ]
     assert np.mean(right) > 0.9
+
+
+def test_entities_are_learned_and_predicted(files, tmp_path):
+    _learn_entities(files, tmp_path, "ner.py", "--config.task.epochs=12")
+
+
+def test_entities_are_learned_from_fixed_features(files, tmp_path, capsys):
+    # Random layers hide the words; a tagger of seconds sees them below.
+    flags = ["--config.task.features=embeddings", "--config.task.lstm_hidden=32"]
+    flags += ["--config.task.epochs=6", "--config.optim.peak_rate=1e-2"]
+    _learn_entities(files, tmp_path, "ner.py:features", *flags)
+    run = tmp_path / "run"
+    assert main(["evaluate", f"--workdir={run}", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    summary = json.loads((run / "summary.json").read_text())
+    assert told["eval_score"] == pytest.approx(summary["score"])
+    with Checkpoints(run / "checkpoints", read_only=True) as checkpoints:
+        saved = checkpoints.params_shapes(summary["steps"])
+        params = checkpoints.restore_params(saved, summary["steps"])
+    first = interop.load(files / "hf").params
+    for part in ("embeddings", "layers"):
+        digests = [tree.params_digest(weights[part]) for weights in (first, params)]
+        assert digests[0] == digests[1]
+    out = tmp_path / "exported"
+    assert main(["export", f"--workdir={run}", f"--output={out}"]) == 2
+    assert "transformers has no BERT with an LSTM" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_choices_are_learned_and_predicted(files, tmp_path):

@@ -1,6 +1,7 @@
 """Live: the same weights and batches give the same numbers as transformers' BERT."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from bert_jax import config, interop, optim, tree
 from bert_jax.interop import names
 from bert_jax.model import Bert
+from bert_jax.model.lstm import BiLSTM
 from bert_jax.tasks.pretrain import pretrain
 from tests.interop import hugging
 
@@ -171,3 +173,45 @@ def test_fine_tuned_heads(tmp_path, kind, task, method):
         _close(found[real], theirs[real], 1e-5)
     else:
         _close(found.reshape(theirs.shape), theirs, 1e-5)
+
+
+def _lstm_weights(model, layers):
+    """A torch.nn.LSTM's tensors, or their gradients by name, as our parameters."""
+
+    def both(name, layer):
+        ways = [model[f"{name}_l{layer}{way}"] for way in ("", "_reverse")]
+        return np.stack([way.reshape(4, -1, *way.shape[1:]) for way in ways])
+
+    return {
+        f"layer_{i}": {
+            "input": both("weight_ih", i).transpose(3, 0, 1, 2),
+            "recurrent": both("weight_hh", i).transpose(0, 3, 1, 2),
+            "bias": both("bias_ih", i) + both("bias_hh", i),
+        }
+        for i in range(layers)
+    }
+
+
+def test_lstm():
+    torch = hugging.torch()
+    torch.manual_seed(0)
+    model = torch.nn.LSTM(9, 6, 2, bidirectional=True, batch_first=True)
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 20, 9)).astype(np.float32)
+    weight = rng.standard_normal((3, 20, 12)).astype(np.float32)
+    theirs, _ = model(torch.tensor(x))
+    (theirs * torch.tensor(weight)).sum().backward()
+    named = dict(model.named_parameters())
+    params = _lstm_weights({k: v.detach().numpy() for k, v in named.items()}, 2)
+
+    def total(params):
+        example = jnp.ones(x.shape[:2], jnp.int32)
+        y = BiLSTM(6, 2).apply({"params": params}, jnp.asarray(x), example)
+        return (y * weight).sum(), y
+
+    gradients, ours = jax.jit(jax.grad(total, has_aux=True))(params)
+    _close(np.asarray(ours), theirs.detach().numpy(), 1e-5)
+    wanted = _lstm_weights({k: v.grad.numpy() for k, v in named.items()}, 2)
+    for layer in wanted.values():
+        layer["bias"] = layer["bias"] / 2  # both of theirs have the same gradient
+    jax.tree.map(lambda a, b: _close(a, b, 1e-4), gradients, wanted)

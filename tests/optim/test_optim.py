@@ -177,9 +177,21 @@ def test_clipping_forgets_the_size_of_large_gradients(scale):
     )
 
 
+@pytest.mark.parametrize("name", ["adamw", "lamb", "radam"])
+def test_what_is_frozen_keeps_its_bits(name):
+    params = random_tree(linear_task.structs(), 9)
+    params["layers"]["mlp"]["up"]["kernel"] *= -0.0
+    rule = dataclasses.replace(PLAIN, name=name, freeze="(embeddings|layers)/.*")
+    after = tree.flatten(follow(optim.optimizer(rule, 10), params))
+    for path, value in tree.flatten(params).items():
+        same = value.tobytes() == after[path].tobytes()
+        assert same == path.startswith(("embeddings/", "layers/")), path
+
+
 def test_state_has_the_same_names_whatever_is_switched_on():
     def names(**edits):
         optimizer = optim.optimizer(dataclasses.replace(PLAIN, **edits), 10)
         return list(tree.flatten(optimizer.init(arrays(PARAMS))))
 
     assert names() == names(clip_norm=1.0) == names(name="lamb", weight_decay=0.0)
+    assert names() == names(freeze="mlm/.*")
