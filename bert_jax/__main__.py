@@ -34,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
       0 done, 2 user error (one message, no traceback), 130 interrupted. Anything
       else is a bug and leaves as an exception, with its traceback and status 1.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        _use_huge_pages()
+        argv = sys.argv[1:]
+    argv = list(argv)
     # TensorFlow only feeds batches here: no notes at start-up, and no oneDNN, whose
     # note no log level hides.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -54,6 +57,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         # once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _use_huge_pages() -> None:
+    """Starts the process anew with glibc asking Linux for huge pages, unless it does.
+
+    Each step on a CPU gets its temporary memory from the system and hands it back; at
+    4 KiB a page fault that takes up to a quarter of the time. glibc (2.35 and later)
+    reads the setting once, before any of our code runs.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, sys.orig_argv)
 
 
 def _dispatch(argv: list[str]) -> int:

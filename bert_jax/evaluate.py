@@ -63,7 +63,7 @@ def held_out(store: Store, config: Config, phase: int) -> HeldOut:
 def evaluate(
     task: Task,
     eval_step: Callable[[Any, Any], Any],
-    predict_step: Callable[[Any, Any], Any],
+    score_step: Callable[[Any, Any], Any],
     params: Any,
     data: HeldOut,
     sharding: NamedSharding,
@@ -73,7 +73,7 @@ def evaluate(
     Args:
       task: gives the final metrics from sums.
       eval_step: from `step.make_eval_step`.
-      predict_step: from `step.make_predict_step`; used if `data` has a score.
+      score_step: from `step.make_score_step`; used instead if `data` has a score.
       params: the parameters, sharded as `eval_step` expects.
       data: from `held_out`.
       sharding: of a batch.
@@ -87,8 +87,10 @@ def evaluate(
         read = data.batches.batch(number, device.host_part())
         batch = device.to_device(read, sharding)
         if data.score:
-            outputs.append(jax.device_get(predict_step(params, batch)))
-        pairs = eval_step(params, batch)
+            pairs, output = score_step(params, batch)
+            outputs.append(jax.device_get(output))
+        else:
+            pairs = eval_step(params, batch)
         new = {name: (float(a), float(b)) for name, (a, b) in pairs.items()}
         sums = metrics.add(sums, new)
     more = data.score(outputs) if data.score else {}

@@ -237,6 +237,25 @@ def make_eval_step(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Pairs]:
     return _reader(eval_step, task, mesh)
 
 
+def make_score_step(
+    task: Task, mesh: Mesh
+) -> Callable[[Any, Batch], tuple[Pairs, Batch]]:
+    """Compiles both scoring and predicting a batch: the encoder runs once, not twice.
+
+    Args:
+      task: with `predict`.
+      mesh: from `sharding.make_mesh`.
+
+    Returns:
+      Function (params, batch) -> what `make_eval_step` and `make_predict_step` give.
+    """
+
+    def score_step(params: Any, batch: Batch) -> tuple[Pairs, Batch]:
+        return task.loss(params, batch, None), task.predict(params, batch)
+
+    return _reader(score_step, task, mesh)
+
+
 def make_predict_step(task: Task, mesh: Mesh) -> Callable[[Any, Batch], Batch]:
     """Compiles `task.predict`: (params, batch) -> logits, whole on every device."""
     return _reader(task.predict, task, mesh)

@@ -99,7 +99,7 @@ class _Loop:
         self.checkpoints, self.reporter = checkpoints, reporter
         self.start, self.step, self.state = start, start, state
         self.eval_step = step.make_eval_step(run.task, run.mesh)
-        self.predict_step = step.make_predict_step(run.task, run.mesh)
+        self.score_step = step.make_score_step(run.task, run.mesh)
         self.sharding = sharding.batch_sharding(run.mesh)
         self.meter = _Meter()
         self.rate: dict[str, float] = {}
@@ -178,7 +178,7 @@ class _Loop:
         self.scores = evaluate.evaluate(
             task,
             self.eval_step,
-            self.predict_step,
+            self.score_step,
             params,
             held_out,
             self.sharding,

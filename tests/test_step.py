@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from bert_jax import config, optim, sharding, step, tree
+from bert_jax.tasks.classify import classify
 from bert_jax.tasks.pretrain import pretrain
 from tests import linear_task
 
@@ -174,6 +175,24 @@ def test_eval_step_sums_over_batches_of_any_size():
     for name, pair in eval_step(params, whole).items():
         added = np.sum([part[name] for part in parts], axis=0)
         np.testing.assert_allclose(pair, added, rtol=1e-5)
+
+
+def test_scores_and_predictions_cost_one_pass():
+    model = config.Model(vocab_size=64, hidden=32, layers=2, heads=2, mlp=64)
+    task = classify(model, config.TaskSettings(kind="classify", labels=("a", "b")))
+    mesh, params = mesh_of(1, 1, 1), task.init(jax.random.key(0))
+    names = ("token", "segment", "position", "nsp_position", "label")
+    batch = {name: np.zeros((2, 16), np.int32) for name in names}
+    batch |= {"example": np.ones((2, 16), np.int32), "weight": np.ones((2, 16))}
+    makers = step.make_eval_step, step.make_predict_step, step.make_score_step
+    programs = [make(task, mesh).lower(params, batch).compile() for make in makers]
+    first, second, both = (program.cost_analysis()["flops"] for program in programs)
+    assert both < 1.1 * max(first, second)
+    pairs, outputs = programs[2](params, batch)
+    assert jax.tree.map(float, pairs) == jax.tree.map(float, programs[0](params, batch))
+    np.testing.assert_array_equal(
+        outputs["logits"], programs[1](params, batch)["logits"]
+    )
 
 
 @pytest.mark.parametrize("name", ["adamw", "lamb", "radam"])

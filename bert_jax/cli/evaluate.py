@@ -19,11 +19,11 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax import evaluate
     from bert_jax.cli.restore import restore
     from bert_jax.sharding import batch_sharding
-    from bert_jax.step import make_eval_step, make_predict_step
+    from bert_jax.step import make_eval_step, make_score_step
 
     run, step, params = restore(args)
     data = run.data.held_out(len(run.config.phases) - 1)
-    steps = make_eval_step(run.task, run.mesh), make_predict_step(run.task, run.mesh)
+    steps = make_eval_step(run.task, run.mesh), make_score_step(run.task, run.mesh)
     place = batch_sharding(run.mesh)
     scores = evaluate.evaluate(run.task, *steps, params, data, place)
     result = {"step": step, **scores, **data.facts}

@@ -1,5 +1,6 @@
 """The shared flags of all commands, and how the program ends."""
 
+import os
 import subprocess
 import sys
 import types
@@ -151,3 +152,22 @@ def test_a_reader_that_leaves_is_no_error() -> None:
     assert program.stderr.read() == b""
     program.stderr.close()
     assert program.wait() == 0
+
+
+def test_a_command_starts_with_huge_pages() -> None:
+    code = (
+        "import os, bert_jax.__main__ as program\n"
+        "program.main()\n"
+        "print(os.environ['GLIBC_TUNABLES'])\n"
+    )
+    told = []
+    for given in ({}, {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}):
+        unset = {k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+        line = [sys.executable, "-c", code, "--version"]
+        done = subprocess.run(
+            line, stdout=subprocess.PIPE, text=True, env=unset | given, check=True
+        )
+        told.append(done.stdout.split())
+    version = __main__.__version__
+    assert told[0] == [version, "glibc.malloc.hugetlb=1"]
+    assert told[1] == [version, "glibc.malloc.perturb=0"]
