@@ -69,10 +69,18 @@ def read(settings: TaskSettings, train: bool = True) -> Files:
         return kept
 
     if not dev_file:
-        found = _hold_out(load(train_file), settings)
+        learnt, held = _hold_out(load(train_file), settings)
     else:
-        found = load(train_file) if train else (), load(dev_file)
-    return Files(*found, tuple(notes))
+        learnt, held = load(train_file) if train else (), load(dev_file)
+    if settings.kind == "span" and train:
+        learnt, report = repair(learnt)  # pyright: ignore
+        if report.repaired or report.unrepairable:
+            notes.append(
+                f"{train_file}: {report.repaired} answers were moved to where their "
+                f"text is, {report.unrepairable} were not found; {report.dropped} "
+                "questions without an answer are left out"
+            )
+    return Files(learnt, held, tuple(notes))
 
 
 def _sources(settings: TaskSettings) -> tuple[str, str]:
@@ -137,8 +145,15 @@ def _column(name: str) -> int | str:
     return int(name) if name.lstrip("-").isdigit() else name
 
 
-def settle(config: Config, files: Files) -> Config:
+def settle(
+    config: Config, files: Files, tokenizer: TextTokenizer | None = None
+) -> Config:
     """The config with what the files decide: labels, steps, when to evaluate.
+
+    Args:
+      config: of the run.
+      files: from `read`.
+      tokenizer: of the model, to count the windows of questions on a text.
 
     Raises:
       UserError: the score does not fit the kind of task, or the number of labels;
@@ -165,7 +180,11 @@ def settle(config: Config, files: Files) -> Config:
             f"config.task.features={settings.features}: needs 4 layers, and the model "
             f"has {config.model.layers}; use last or sum_all"
         )
-    epoch = -(-len(files.train) // config.phases[0].batch)
+    examples = len(files.train)
+    if settings.kind == "span" and tokenizer:
+        shape = config.phases[0].length, settings.doc_stride, settings.null_windows
+        examples = answers.count(tokenizer, files.train, *shape)  # pyright: ignore
+    epoch = -(-examples // config.phases[0].batch)
     return dataclasses.replace(
         config,
         task=dataclasses.replace(settings, labels=labels, score=score),
@@ -186,14 +205,19 @@ class _Set(NamedTuple):
 
 
 def _encode(
-    config: Config, items: Sequence[Any], tokenizer: TextTokenizer, labels: bool = True
+    config: Config,
+    items: Sequence[Any],
+    tokenizer: TextTokenizer,
+    labels: bool = True,
+    share: float = 1.0,
 ) -> _Set:
     settings, limit = config.task, config.phases[0].length
     if settings.kind == "tag":
         known = settings.labels if labels else ()
         return _Set(*words.encode(tokenizer, items, known, limit))
     if settings.kind == "span":
-        return _Set(*answers.encode(tokenizer, items, limit, settings.doc_stride))
+        shape = limit, settings.doc_stride, share
+        return _Set(*answers.encode(tokenizer, items, *shape))
     if settings.kind == "choice":
         context = [item.context for item in items for _ in item.endings]
         ends = [ending for item in items for ending in item.endings]
@@ -232,18 +256,14 @@ class Labelled:
         note: Callable[[str], None] = print,
     ) -> None:
         self._config, self._unit, self._dev_items = config, unit, files.dev
-        train: Sequence[Any] = files.train
         for text in files.notes:
             note(text)
-        if config.task.kind == "span":
-            train, report = repair(train)
-            if report.repaired or report.unrepairable:
-                note(
-                    f"{config.task.train_file}: {report.repaired} answers were moved "
-                    f"to where their text is, {report.unrepairable} were not found; "
-                    f"{report.dropped} questions without an answer are left out"
-                )
-        self._train = _encode(config, train, tokenizer) if train else None
+        share = config.task.null_windows
+        self._train = (
+            _encode(config, files.train, tokenizer, share=share)
+            if files.train
+            else None
+        )
         self._dev = _encode(config, files.dev, tokenizer)
 
     def batches(self, phase: int) -> ExampleBatches:

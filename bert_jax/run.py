@@ -83,7 +83,8 @@ def settle(config: Config) -> tuple[Config, labelled.Files | None]:
     if config.task.kind not in labelled.KINDS:
         return config, None
     files = labelled.read(config.task)
-    return labelled.settle(config, files), files
+    tokenizer = _tokenizer(config) if config.task.kind == "span" else None
+    return labelled.settle(config, files, tokenizer), files
 
 
 def assemble(
@@ -147,15 +148,19 @@ def labelled_task(config: Config) -> Task:
     return classify(config.model, config.task)
 
 
-def _labelled(
-    config: Config, mesh: Mesh, files: labelled.Files, note: Callable[[str], None]
-) -> Run:
+def _tokenizer(config: Config) -> TextTokenizer:
     if not config.tokenizer.path:
         raise UserError(
             "config.tokenizer.path: not set; --config.init=DIR of a model brings its "
             "tokenizer along, or name one to train a model from scratch"
         )
-    tokenizer = load_tokenizer(config.tokenizer.path, config.tokenizer)
+    return load_tokenizer(config.tokenizer.path, config.tokenizer)
+
+
+def _labelled(
+    config: Config, mesh: Mesh, files: labelled.Files, note: Callable[[str], None]
+) -> Run:
+    tokenizer = _tokenizer(config)
     config = fit_vocabulary(config, tokenizer.vocabulary().size)
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = shares * config.phases[0].accumulate

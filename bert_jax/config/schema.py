@@ -59,6 +59,7 @@ class TaskSettings:
     skip_label: str = ""  # of examples to leave out (classify, regress); "" keeps all
     delimiter: str = ""  # between columns: tab, or a character; "" is as usual
     doc_stride: int = 128  # [tokens] between the windows over a long text (span)
+    null_windows: float = 1.0  # [share] trained on, of those without the answer (span)
     max_answer: int = 30  # [tokens] of the longest answer (span)
     score: str = ""  # of the dev set, to choose the best step; "" is the kind's own
     features: str = ""  # of the frozen encoder, for an LSTM (tag); "" tunes it

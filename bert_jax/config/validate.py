@@ -61,6 +61,7 @@ _SHARES = (
 def problems(config: Config) -> list[str]:
     """Every broken rule as "config.path=value: remedy"; empty when all hold."""
     faults = _range_problems(config) + _group_problems(config)
+    faults += _tuning_problems(config)
     return faults + _phase_problems(config) + _mesh_problems(config)
 
 
@@ -87,7 +88,6 @@ def _range_problems(config: Config) -> list[str]:
 
 def _group_problems(config: Config) -> list[str]:
     data, objective, model = config.data, config.objective, config.model
-    optim = config.optim
     random_share = objective.random_token_share
     remedies = {}
     if not data.source:
@@ -106,12 +106,17 @@ def _group_problems(config: Config) -> list[str]:
     if model.heads > 0 and model.hidden % model.heads:
         path = "model.heads"
         remedies[path] = f"must divide config.model.hidden={model.hidden}"
+    return _faults(config, remedies)
+
+
+def _tuning_problems(config: Config) -> list[str]:
+    remedies = {}
     if config.task.features and config.task.kind != "tag":
         remedies["task.features"] = "needs config.task.kind=tag"
-    if optim.freeze_layers > model.layers:
-        remedies["optim.freeze_layers"] = f"there are {model.layers} layers"
+    if not 0 <= config.task.null_windows <= 1:
+        remedies["task.null_windows"] = "must lie between 0 and 1"
     try:
-        re.compile(optim.freeze)
+        re.compile(config.optim.freeze)
     except re.error as error:
         remedies["optim.freeze"] = f"is no regular expression ({error})"
     unsaved = config.task.kind == "pretrain" and config.eval_every % config.save_every

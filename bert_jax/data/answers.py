@@ -4,17 +4,19 @@ Devlin et al. 2019, section 4.2: [CLS] question [SEP] text [SEP], the text cut i
 windows that overlap; an answer runs from the best start to the best end.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bert_jax.data import hashing
 from bert_jax.data.sequences import Sequences
 from bert_jax.data.squad import Question
 from bert_jax.data.tokenizer import TextTokenizer
 
 _QUESTION = 64  # [tokens] of a question; the rest is cut off
+_PURPOSE = 17  # of the draw of windows
 _BEST = 20  # starts and ends of a window that are tried, and answers kept
 
 
@@ -33,10 +35,24 @@ class Answer(NamedTuple):
     score: float  # sum of its start's and its end's logit
 
 
+class _Piece(NamedTuple):
+    """A window, before it is put together."""
+
+    owner: int
+    asked: NDArray[np.int32]  # tokens of the question
+    text: NDArray[np.int32]  # and of its part of the text
+    chars: NDArray[np.int32]  # [T, 2] of that part
+    answer: tuple[int, int] | None  # first and last token in that part
+
+
 def encode(
-    tokenizer: TextTokenizer, questions: Sequence[Question], limit: int, stride: int
+    tokenizer: TextTokenizer,
+    questions: Sequence[Question],
+    limit: int,
+    stride: int,
+    share: float = 1.0,
 ) -> Windows:
-    """Every window of every question.
+    """The windows of every question.
 
     Args:
       tokenizer: of the model.
@@ -44,37 +60,25 @@ def encode(
       limit: [tokens] of a sequence.
       stride: [tokens] from the beginning of a window to that of the next, at most half
         of the text that a window holds, so that windows overlap.
+      share: of the windows beside the answer that are kept, of questions that have
+        one in their text. On long texts nearly all windows are such.
 
     Returns:
       The windows; one that does not hold the whole answer is labelled [CLS].
     """
     vocabulary = tokenizer.vocabulary()
-    contexts = list(dict.fromkeys(question.context for question in questions))
-    place = {context: i for i, context in enumerate(contexts)}
-    ids, offset, span = tokenizer.encode_spans(contexts)
-    asked, ends = tokenizer.encode_batch([question.question for question in questions])
     token, segment, where, label, owner = [], [], [], [], []
     size = [0]
-    for number, question in enumerate(questions):
-        ask = asked[ends[number] : ends[number + 1]][: min(_QUESTION, limit // 2)]
-        at = place[question.context]
-        own = slice(offset[at], offset[at + 1])
-        text, chars = ids[own], span[own]
-        answer = _tokens_of(question, chars)
-        room = limit - len(ask) - 3
-        for begin in _begins(len(text), room, min(stride, max(room // 2, 1))):
-            part = slice(begin, begin + room)
-            head = [vocabulary.cls, *ask, vocabulary.sep]
-            body = [*text[part], vocabulary.sep]
-            token += [*head, *body]
-            segment += [0] * len(head) + [1] * len(body)
-            where += [np.zeros((len(head), 2), np.int32), chars[part]]
-            where.append(np.zeros((1, 2), np.int32))
-            size.append(len(head) + len(body))
-            owner.append(number)
-            first, last = (a - begin + len(head) for a in answer)
-            inside = len(head) <= first <= last < size[-1] - 1
-            label.append((first, last) if inside else (0, 0))
+    for piece in _cut(tokenizer, questions, limit, stride, share):
+        head = [vocabulary.cls, *piece.asked, vocabulary.sep]
+        body = [*piece.text, vocabulary.sep]
+        token += [*head, *body]
+        segment += [0] * len(head) + [1] * len(body)
+        where += [np.zeros((len(head), 2), np.int32), piece.chars]
+        where.append(np.zeros((1, 2), np.int32))
+        size.append(len(head) + len(body))
+        owner.append(piece.owner)
+        label.append([end + len(head) for end in piece.answer or (-len(head),) * 2])
     sequences = Sequences(
         np.array(token, np.int32),
         np.array(segment, np.int32),
@@ -83,6 +87,46 @@ def encode(
         0,
     )
     return Windows(sequences, np.array(label, np.int32), np.array(owner))
+
+
+def count(
+    tokenizer: TextTokenizer,
+    questions: Sequence[Question],
+    limit: int,
+    stride: int,
+    share: float = 1.0,
+) -> int:
+    """How many windows `encode` makes of the same arguments."""
+    return sum(1 for _ in _cut(tokenizer, questions, limit, stride, share))
+
+
+def _cut(
+    tokenizer: TextTokenizer,
+    questions: Sequence[Question],
+    limit: int,
+    stride: int,
+    share: float,
+) -> Iterator[_Piece]:
+    contexts = list(dict.fromkeys(question.context for question in questions))
+    place = {context: i for i, context in enumerate(contexts)}
+    ids, offset, span = tokenizer.encode_spans(contexts)
+    asked, ends = tokenizer.encode_batch([question.question for question in questions])
+    for number, question in enumerate(questions):
+        ask = asked[ends[number] : ends[number + 1]][: min(_QUESTION, limit // 2)]
+        at = place[question.context]
+        own = slice(offset[at], offset[at + 1])
+        text, chars = ids[own], span[own]
+        first, last = _tokens_of(question, chars)
+        room = limit - len(ask) - 3
+        begins = _begins(len(text), room, min(stride, max(room // 2, 1)))
+        bits = hashing.draw(hashing.key(_PURPOSE, number), np.arange(len(begins)))
+        kept = (hashing.uniform(bits) < share) | question.impossible
+        for begin, keep in zip(begins, kept, strict=True):
+            part, answer = slice(begin, begin + room), None
+            if begin <= first and last < min(begin + room, len(text)):
+                answer = first - begin, last - begin
+            if keep or answer:
+                yield _Piece(number, ask, text[part], chars[part], answer)
 
 
 def _begins(count: int, room: int, stride: int) -> range:

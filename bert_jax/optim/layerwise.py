@@ -27,7 +27,8 @@ def rate_factors(settings: config.Optim, params: Any) -> Any:
       lie along the first axis.
 
     Raises:
-      UserError: `freeze` fits no parameter, or all are frozen.
+      UserError: there are fewer layers than `freeze_layers`, `freeze` fits no
+        parameter, or all are frozen.
 
     Howard and Ruder 2018, section 3.2, with one factor for each layer.
     """
@@ -46,6 +47,11 @@ def rate_factors(settings: config.Optim, params: Any) -> Any:
             return of_layers.astype(np.float32).reshape(-1, *[1] * (leaf.ndim - 1))
         return np.asarray(below if name.startswith("embeddings/") else 1, np.float32)
 
+    if count and settings.freeze_layers > count:
+        raise UserError(
+            f"config.optim.freeze_layers={settings.freeze_layers}: the model has "
+            f"{count} layers"
+        )
     if settings.freeze and not any(re.search(settings.freeze, n) for n in named):
         parts = dict.fromkeys("/".join(name.split("/")[:2]) for name in named)
         raise UserError(

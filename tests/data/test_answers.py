@@ -79,6 +79,19 @@ def test_windows_overlap_and_cover(tokenizer):
     assert windows.owner.tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+def test_a_share_of_the_windows_beside_the_answer_is_kept(tokenizer, share):
+    asked = [_question(id=str(n)) for n in range(300)]
+    asked += [_question(answers=(), impossible=True)]
+    windows = answers.encode(tokenizer, asked, 7, 1, share)
+    assert len(windows.owner) == answers.count(tokenizer, asked, 7, 1, share)
+    holds = windows.label[:, 1] > 0
+    assert windows.owner[holds].tolist() == list(range(300))
+    beside = (~holds & (windows.owner < 300)).sum() / 600
+    assert beside == pytest.approx(share, abs=0.06) and (beside == share or 0 < share)
+    assert (windows.owner == 300).sum() == 3  # no window of it has an answer
+
+
 def test_no_answer_wins_above_the_threshold(tokenizer):
     asked = [_question()]
     windows = answers.encode(tokenizer, asked, 12, 4)

@@ -94,6 +94,7 @@ def test_nothing_is_computed_for_the_gradient_of_a_frozen_encoder():
     ("edits", "words"),
     [
         ({"freeze": "encoder"}, ["config.optim.freeze=encoder", "layers/mlp"]),
+        ({"freeze_layers": N + 1}, ["config.optim.freeze_layers=5", "4 layers"]),
         ({"freeze": "."}, ["nothing to be trained"]),
     ],
 )
