@@ -251,6 +251,7 @@ def test_entities_are_learned_and_predicted(files, tmp_path):
     _learn_entities(files, tmp_path, "ner.py", "--config.task.epochs=12")
 
 
+@pytest.mark.slow
 def test_entities_are_learned_from_fixed_features(files, tmp_path, capsys):
     # Random layers hide the words; a tagger of seconds sees them below.
     flags = ["--config.task.features=embeddings", "--config.task.lstm_hidden=32"]
@@ -329,7 +330,9 @@ def _squad(path, count, seed, impossible=False):
     path.write_text(json.dumps({"data": [{"title": "t", "paragraphs": rows}]}))
 
 
-@pytest.mark.parametrize("impossible", [False, True])
+@pytest.mark.parametrize(
+    "impossible", [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_answers_are_learned_and_predicted(files, tmp_path, impossible):
     _squad(tmp_path / "train.json", 300, 1, impossible)
     _squad(tmp_path / "dev.json", 60, 2, impossible)
