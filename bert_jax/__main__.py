@@ -66,7 +66,11 @@ def _use_huge_pages() -> None:
     4 KiB a page fault that takes up to a quarter of the time. glibc (2.35 and later)
     reads the setting once, before any of our code runs.
     """
-    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+    if (
+        sys.platform == "linux"
+        and sys.executable
+        and "GLIBC_TUNABLES" not in os.environ
+    ):
         os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
         os.execv(sys.executable, sys.orig_argv)
 
