@@ -125,17 +125,19 @@ def measured(side: str, folder: Path, sizes: list[int]) -> dict[str, Any]:
 
 def ours(folder: Path) -> Result:
     """A run of `bert-jax train`."""
+    from bert_jax.log import read_metrics
+
     workdir = folder / "run"
     flags = [f"--config={folder / 'config.json'}", f"--workdir={workdir}"]
     command("-m", "bert_jax", "train", *flags)
-    lines = (workdir / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = read_metrics(workdir)
     losses, seconds = [], []
-    for line in map(json.loads, lines):
+    for line in lines:
         if line["kind"] == "train":
             count = line["step"] - len(losses)
             losses += [line["loss"]] * count
             seconds += [1 / line["steps_per_second"]] * count
-    return Result(losses, seconds, json.loads(lines[-1])["eval_score"])
+    return Result(losses, seconds, lines[-1]["eval_score"])
 
 
 def theirs(folder: Path) -> Result:
@@ -220,22 +222,7 @@ def torch_job(folder: Path) -> None:
         )
     for item, label in zip(train, plan["labels"], strict=True):
         item["label"] = label
-    bare = [n.endswith("bias") or "LayerNorm" in n for n, _ in model.named_parameters()]
-    groups = [
-        {
-            "params": [p for p, b in zip(model.parameters(), bare, strict=True) if b],
-            "weight_decay": 0.0,
-        },
-        {"params": [p for p, b in zip(model.parameters(), bare, strict=True) if not b]},
-    ]
-    optimizer = torch.optim.AdamW(
-        groups,
-        lr=optim["peak_rate"],
-        betas=(optim["beta1"], optim["beta2"]),
-        eps=optim["epsilon"],
-        weight_decay=optim["weight_decay"],
-        fused=True,
-    )
+    optimizer = adamw(model, optim)
     warmup = round(optim["warmup_share"] * steps)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
     half = config["model"]["dtype"] == "bfloat16"
@@ -264,6 +251,24 @@ def torch_job(folder: Path) -> None:
                 logits += found.float().tolist()
     told = {"losses": losses, "seconds": seconds, "logits": logits}
     (folder / "torch.json").write_text(json.dumps(told))
+
+
+def adamw(model: Any, optim: dict[str, Any]) -> Any:
+    """PyTorch's, with the settings of a config; no decay of biases and LayerNorm."""
+    import torch
+
+    decayed: dict[bool, list[Any]] = {True: [], False: []}
+    for name, parameter in model.named_parameters():
+        bare = name.endswith("bias") or "LayerNorm" in name
+        decayed[not bare].append(parameter)
+    return torch.optim.AdamW(
+        [{"params": decayed[False], "weight_decay": 0.0}, {"params": decayed[True]}],
+        lr=optim["peak_rate"],
+        betas=(optim["beta1"], optim["beta2"]),
+        eps=optim["epsilon"],
+        weight_decay=optim["weight_decay"],
+        fused=True,
+    )
 
 
 if __name__ == "__main__":

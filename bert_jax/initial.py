@@ -15,7 +15,8 @@ from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.sharding import replicated
 
-# What the weights decide; numerics such as dtype and dropout stay the new run's.
+# What the weights decide, and how a new head is drawn; numerics such as dtype and
+# dropout stay the new run's.
 _WEIGHTS_DECIDE = (
     *("vocab_size", "vocab_multiple", "hidden", "layers", "heads", "mlp"),
     *("positions", "segments", "activation", "norm_epsilon", "init_std"),

@@ -26,6 +26,16 @@ CONFIG = Config(
     )
 )
 
+# Flags with which it learns a simple task within seconds.
+FAST = [
+    "--config.optim.peak_rate=3e-3",
+    "--config.phases[0].length=32",
+    "--config.phases[0].batch=16",
+    "--config.model.dropout=0.0",
+    "--config.model.attention_dropout=0.0",
+    "--config.model.dtype=float32",
+]
+
 
 def write(folder: Path) -> Path:
     """Makes `folder`/run by exporting random weights and importing them."""

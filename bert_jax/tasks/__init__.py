@@ -44,9 +44,9 @@ def frozen(task: Task, settings: config.Optim) -> Task:
     Raises:
       UserError: there are no such parameters, or no others.
     """
-    optim.rate_factors(settings, jax.eval_shape(task.init, jax.random.key(0)))
     if not settings.freeze and not settings.freeze_layers:
         return task
+    optim.rate_factors(settings, jax.eval_shape(task.init, jax.random.key(0)))
 
     def loss(params: dict[str, Any], batch: Batch, rng: jax.Array | None) -> Pairs:
         return task.loss(optim.hold(settings, params), batch, rng)

@@ -11,17 +11,10 @@ from bert_jax import interop, tree
 from bert_jax.__main__ import main
 from bert_jax.checkpoint import Checkpoints
 from tests import random_run
+from tests.random_run import FAST
 
 ROOT = Path(__file__).parents[2]
 GLUE = f"--config={ROOT / 'configs/glue.py'}"
-FAST = [
-    "--config.optim.peak_rate=3e-3",
-    "--config.phases[0].length=32",
-    "--config.phases[0].batch=16",
-    "--config.model.dropout=0.0",
-    "--config.model.attention_dropout=0.0",
-    "--config.model.dtype=float32",
-]
 
 
 def _rows(count, seed):

@@ -15,16 +15,9 @@ from tests import random_run
 
 tfds = pytest.importorskip("tensorflow_datasets")
 from tests import tfds_set  # noqa: E402  (needs the library)
+from tests.random_run import FAST  # noqa: E402
 
 GLUE = f"--config={Path(__file__).parents[2] / 'configs/glue.py'}"
-FAST = [
-    "--config.optim.peak_rate=3e-3",
-    "--config.phases[0].length=32",
-    "--config.phases[0].batch=16",
-    "--config.model.dropout=0.0",
-    "--config.model.attention_dropout=0.0",
-    "--config.model.dtype=float32",
-]
 LABELS = ("entailment", "neutral", "contradiction")
 TEXT = tfds.features.Text()
 
