@@ -5,6 +5,7 @@ import importlib
 import keyword
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
 from bert_jax import __version__
@@ -31,13 +32,28 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name; None is `sys.argv[1:]`.
 
     Returns:
-      0 done, 2 user error (one message, no traceback), 130 interrupted. Anything
-      else is a bug and leaves as an exception, with its traceback and status 1.
+      0 done, 2 user error (one message, no traceback), 42 another process could not be
+      reached, 75 stopped and saved, 130 interrupted. Anything else is a bug and leaves
+      as an exception, with its traceback and status 1.
     """
-    if argv is None:
-        _use_huge_pages()
-        argv = sys.argv[1:]
-    argv = list(argv)
+    if argv is not None:
+        return _run(list(argv))[0]
+    _use_huge_pages()
+    trace = ""
+    try:
+        status, cause = _run(sys.argv[1:])
+    except Exception as error:
+        status, cause = 1, f"{type(error).__name__}: {error}"
+        trace = traceback.format_exc()
+    if status and "bert_jax.watch" in sys.modules:
+        # Threads of JAX or of a save that failed would wait for other processes.
+        sys.modules["bert_jax.watch"].end(status, cause, trace)
+    sys.stderr.write(trace)
+    return status
+
+
+def _run(argv: list[str]) -> tuple[int, str]:
+    """The exit status, and the cause if it is not 0."""
     # TensorFlow only feeds batches here: no notes at start-up, and no oneDNN, whose
     # note no log level hides.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
@@ -45,18 +61,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         status = _dispatch(argv)
         sys.stdout.flush()
-        return status
+        return status, ""
     except UserError as error:
-        print(f"bert-jax: error: {error}", file=sys.stderr)
-        return 2
+        kind = "error: " if error.status == 2 else ""
+        print(f"bert-jax: {kind}{error}", file=sys.stderr)
+        return error.status, str(error)
     except KeyboardInterrupt:
         print("bert-jax: interrupted", file=sys.stderr)
-        return 130
+        return 130, "interrupted"
     except BrokenPipeError:
         # The reader of our output left, as `| head` does. Python flushes stdout
         # once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 0, ""
 
 
 def _use_huge_pages() -> None:

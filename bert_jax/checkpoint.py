@@ -1,12 +1,15 @@
 """Saving the training state while training goes on, and getting it back.
 
 Parameters lie in an item of their own (`params`), the rest of the state in another
-(`rest`), so that evaluation and export read no optimizer state.
+(`rest`), so that evaluation and export read no optimizer state. Beside them lies
+`checksums.json`, over all their files, written before the checkpoint counts as there:
+neither Orbax nor the format would notice a flipped bit.
 """
 
 import contextlib
+import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,13 +17,17 @@ from typing import Any
 import absl.logging
 import jax
 import orbax.checkpoint as ocp
+import xxhash
 from orbax.checkpoint import checkpoint_managers as policies
 
-from bert_jax import tree
+from bert_jax import distributed, tree
 from bert_jax.errors import UserError
 from bert_jax.step import TrainState
 
 _SHOWN = 12  # differing names in a message
+_CHECKSUMS = "checksums.json"
+_LATER = "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit, after that file
+_RESTORE = 1800  # [s] for process 0 to read through the checkpoints
 
 
 class Checkpoints:
@@ -54,7 +61,8 @@ class Checkpoints:
         # Orbax tells every detail, and warns of each save without metrics.
         absl.logging.set_verbosity(absl.logging.ERROR)
         self._directory = Path(directory).absolute()
-        self._metric = metric
+        self._metric, self._read_only = metric, read_only
+        self._whole: set[int] = set()  # steps whose checksums were right
 
         def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
             """Lower is better, then earlier; what is not a number counts as worst."""
@@ -83,11 +91,14 @@ class Checkpoints:
             enable_async_checkpointing=not read_only,
             create=not read_only,
             read_only=read_only,
+            async_options=None
+            if read_only
+            else ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         with self._writing():
             if not read_only:
                 self._directory.mkdir(parents=True, exist_ok=True)
-                probe = self._directory / f".writable-{jax.process_index()}"
+                probe = self._directory / f".writable-{distributed.index()}"
                 probe.touch()
                 probe.unlink()
             # Named here, so that shapes can be read before anything was saved.
@@ -147,6 +158,93 @@ class Checkpoints:
     def latest_step(self) -> int | None:
         """The step [updates] of the newest complete checkpoint, or None."""
         return self._manager.latest_step()
+
+    def newest_whole(self, note: Callable[[str], None]) -> int | None:
+        """The newest checkpoint whose files are as they were written.
+
+        Damaged ones are moved out of the way, unless the directory is read only.
+
+        Args:
+          note: is told of them.
+
+        Returns:
+          Its step [updates], the same in all processes; None: there is none at all.
+
+        Raises:
+          UserError: there are checkpoints, all of them damaged.
+        """
+        board = distributed.Board("checkpoint")
+        if distributed.index():
+            step = board.of(0, _RESTORE)
+            self._manager.reload()
+            self._whole.add(step)
+            return step
+        there = self.steps()
+        step = next((s for s in reversed(there) if not self._damage(s, note)), None)
+        self._manager.reload()
+        if there and step is None:
+            raise UserError(
+                f"{self._directory}: every checkpoint is damaged; use another "
+                "--workdir, or remove that directory to begin again"
+            )
+        board.put(step)
+        return step
+
+    def _damage(self, step: int, note: Callable[[str], None]) -> list[str]:
+        """What is wrong with a checkpoint; if anything, it is told and moved away."""
+        faults = self._faults(step)
+        if faults:
+            folder = self._directory / str(step)
+            note(f"{folder} is damaged and not used: {'; '.join(faults[:_SHOWN])}")
+            if not self._read_only:
+                place = folder.with_name(f"damaged-{step}")
+                while place.exists():
+                    place = place.with_name(place.name + "-again")
+                folder.rename(place)
+                note(f"it now lies in {place}")
+        return faults
+
+    def _faults(self, step: int) -> list[str]:
+        """Differences between the files of a checkpoint and their checksums."""
+        folder = self._directory / str(step)
+        listed = folder / _CHECKSUMS
+        if step in self._whole or not listed.exists():  # written by an older version
+            return []
+        try:
+            wanted = json.loads(listed.read_text("utf-8"))
+        except ValueError:
+            return [f"{_CHECKSUMS} is not JSON"]
+        found = _checksums(folder)
+        faults = [
+            f"{name} {'is missing' if name not in found else 'has changed'}"
+            for name in wanted
+            if found.get(name) != wanted[name]
+            and not (name == _LATER and _is_json(folder / name))
+        ]
+        if not faults:
+            self._whole.add(step)
+        return faults
+
+    def _seal(self) -> None:
+        """Writes the checksums of the checkpoint that is about to be complete."""
+        if distributed.index() == 0:
+            for folder in self._directory.glob("*.orbax-checkpoint-tmp*"):
+                text = json.dumps(_checksums(folder), indent=1)
+                (folder / _CHECKSUMS).write_text(text, "utf-8")
+
+    def check(self) -> None:
+        """Looks whether a save in the background has failed.
+
+        Raises:
+          UserError: it could not be written.
+        """
+        with self._writing():
+            self._manager.check_for_errors()
+
+    def scores(self, step: int) -> dict[str, float]:
+        """The metrics that a step was saved with; none if it was not evaluated."""
+        there = self._manager.metrics(step) if step in self.steps() else None
+        return {k: v for k, v in (there or {}).items() if k != "step"}
 
     def best(self) -> tuple[int, dict[str, float]] | None:
         """The checkpoint of best metric: its step [updates] and its metrics."""
@@ -236,6 +334,9 @@ class Checkpoints:
             raise UserError(
                 f"{self._directory}: no checkpoint{which}; complete ones: {there}"
             )
+        if damage := self._faults(step):
+            said = "; ".join(damage[:_SHOWN])
+            raise UserError(f"{self._directory / str(step)} is damaged: {said}")
         saved = self._manager.item_metadata(step)
         faults = [
             fault
@@ -264,6 +365,27 @@ class Checkpoints:
                 f"{error.strerror or error}; point --workdir at a directory that "
                 "is writable and has room"
             ) from error
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Hash of each file, by its path from `folder`."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file() and name != _CHECKSUMS:
+            digest = xxhash.xxh3_64()
+            with path.open("rb") as file:
+                while block := file.read(1 << 24):
+                    digest.update(block)
+            found[name] = digest.hexdigest()
+    return found
+
+
+def _is_json(path: Path) -> bool:
+    try:
+        return bool(json.loads(path.read_text("utf-8")))
+    except (OSError, ValueError):
+        return False
 
 
 def _floats(metrics: Mapping[str, float]) -> dict[str, float]:

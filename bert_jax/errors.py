@@ -1,9 +1,25 @@
-"""The one exception that means "the user can mend this"."""
+"""The ways in which a command ends other than well, each with its exit status."""
 
 
 class UserError(Exception):
     """Bad input. The message names the field or file and says what to do.
 
     The command line prints the message alone, without a traceback, and exits
-    with status 2.
+    with `status`.
     """
+
+    status = 2
+
+
+class Stopped(UserError):
+    """The run was told to stop, and did so at a step that all processes agreed on."""
+
+    def __init__(self, message: str, status: int):
+        super().__init__(message)
+        self.status = status
+
+
+class Hung(UserError):
+    """Another process could not be reached in time; starting again may help."""
+
+    status = 42

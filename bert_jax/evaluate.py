@@ -67,6 +67,7 @@ def evaluate(
     params: Any,
     data: HeldOut,
     sharding: NamedSharding,
+    poll: Callable[[str], None] = lambda _: None,
 ) -> dict[str, float]:
     """Scores parameters on the held-out set.
 
@@ -77,15 +78,18 @@ def evaluate(
       params: the parameters, sharded as `eval_step` expects.
       data: from `held_out`.
       sharding: of a batch.
+      poll: is told of each batch, before it is scored; may raise.
 
     Returns:
       `eval_...` metrics over all rows together.
     """
     sums: dict[str, tuple[float, float]] = {}
     outputs = []
+    part = device.host_part(sharding)
     for number in range(len(data.batches)):
-        read = data.batches.batch(number, device.host_part())
-        batch = device.to_device(read, sharding)
+        poll("evaluating")
+        read = data.batches.batch(number, part)
+        batch = device.to_device(read, sharding, part)
         if data.score:
             pairs, output = score_step(params, batch)
             outputs.append(jax.device_get(output))

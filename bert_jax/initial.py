@@ -89,7 +89,7 @@ def weights(config: Config, fresh: Any, note: Callable[[str], None]) -> Any:
     """
     own = tree.flatten(fresh)
     if is_run(config.init):
-        found = tree.flatten(_restore(config.init, own))
+        found = tree.flatten(_restore(config.init, own, note))
     else:
         found = tree.flatten(interop.load(config.init).params)
     faults, kept = [], []
@@ -116,10 +116,10 @@ def _list(names: list[str]) -> str:
     return ", ".join(dict.fromkeys(names))
 
 
-def _restore(directory: str, own: dict[str, Any]) -> Any:
+def _restore(directory: str, own: dict[str, Any], note: Callable[[str], None]) -> Any:
     """A run's parameters, placed like those of this run that have the same shape."""
     with Checkpoints(Path(directory) / "checkpoints", read_only=True) as checkpoints:
-        step = checkpoints.latest_step()
+        step = checkpoints.newest_whole(note)
         if step is None:
             raise UserError(f"config.init={directory}: that run has no checkpoint yet")
         whole = next(iter(own.values())).sharding.mesh

@@ -255,7 +255,7 @@ class Labelled:
         unit: int,
         note: Callable[[str], None] = print,
     ) -> None:
-        self._config, self._unit, self._dev_items = config, unit, files.dev
+        self._config, self._unit, self._files = config, unit, files
         for text in files.notes:
             note(text)
         share = config.task.null_windows
@@ -265,6 +265,11 @@ class Labelled:
             else None
         )
         self._dev = _encode(config, files.dev, tokenizer)
+
+    def fingerprint(self) -> str:
+        """Hash of the examples of both files."""
+        text = repr((self._files.train, self._files.dev))
+        return xxhash.xxh3_64_hexdigest(text.encode())
 
     def batches(self, phase: int) -> ExampleBatches:
         """Training batches, shuffled anew in every epoch."""
@@ -281,10 +286,10 @@ class Labelled:
             tokens = settings.kind in ("tag", "span")
             logits = batches.collect([o["logits"] for o in outputs], tokens)
             if settings.kind == "span":
-                return _span_scores(settings, self._dev_items, self._dev, logits)
+                return _span_scores(settings, self._files.dev, self._dev, logits)
             if settings.kind == "tag":
                 found = words.tags(logits, self._dev.parts, settings.labels)
-                return _entities(self._dev_items, found)
+                return _entities(self._files.dev, found)
             if settings.kind == "choice":
                 right = _split(self._dev.labels[:, None], self._dev.parts)
                 found = _split(logits, self._dev.parts)
@@ -292,7 +297,7 @@ class Labelled:
                 return {"eval_score": scores.accuracy(gold, best)}
             return {"eval_score": measure(settings.score, logits, self._dev.labels)}
 
-        facts = {"dev_examples": len(self._dev_items), "score_name": settings.score}
+        facts = {"dev_examples": len(self._files.dev), "score_name": settings.score}
         return HeldOut(batches, facts, score)
 
 

@@ -8,11 +8,12 @@ import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from bert_jax.errors import UserError
 
 Metrics = Mapping[str, float | int]
+EVENTS = "events.jsonl"
 
 
 class Reporter:
@@ -55,6 +56,8 @@ class Reporter:
             path.parent.mkdir(parents=True, exist_ok=True)
             _truncate(path, start_step)
             self._file = path.open("a", encoding="utf-8")
+            _truncate(path.parent / EVENTS, sys.maxsize)
+            self._history = (path.parent / EVENTS).open("a", encoding="utf-8")
             # purge_step: TensorBoard hides the events of steps that run again.
             self._events = SummaryWriter(
                 str(path.parent / "tensorboard"),
@@ -81,6 +84,7 @@ class Reporter:
         if self._progress is not None:
             self._progress.stop()
         self._file.close()
+        self._history.close()
         self._events.close()
 
     def train(self, step: int, metrics: Metrics) -> None:
@@ -111,6 +115,19 @@ class Reporter:
         ]
         self.note("  ".join([f"evaluation at step {step}", *parts]))
 
+    def event(self, kind: str, step: int, seconds: float, **more: float) -> None:
+        """Notes in events.jsonl, which restarts only add to, what took time.
+
+        Args:
+          kind: start, compile, train, evaluate, save or stop.
+          step: updates done by then.
+          seconds: it took, until now.
+          **more: further figures.
+        """
+        if self._is_primary:
+            record = {"time": round(time.time(), 3), "event": kind, "step": step}
+            _append(self._history, {**record, "seconds": round(seconds, 4), **more})
+
     def note(self, text: str) -> None:
         """Tells the person at the terminal something; it is stored nowhere."""
         if not self._is_primary:
@@ -122,8 +139,7 @@ class Reporter:
 
     def _write(self, step: int, kind: str, metrics: Metrics) -> None:
         record = {"step": step, "kind": kind, "time": round(time.time(), 3)}
-        self._file.write(to_json({**record, **metrics}) + "\n")
-        self._file.flush()
+        _append(self._file, {**record, **metrics})
         for name, value in metrics.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(f"{kind}/{name}", value, step)
@@ -138,9 +154,28 @@ class Reporter:
         return f"eta {_duration(seconds * (self._total - step))}"
 
 
+def _append(file: TextIO, record: dict[str, Any]) -> None:
+    try:
+        file.write(to_json(record) + "\n")
+        file.flush()
+    except OSError as error:
+        raise UserError(
+            f"{file.name}: cannot be written ({error.strerror}); make room or choose "
+            "another --workdir. Checkpoints that are there stay as they are"
+        ) from error
+
+
 def read_metrics(workdir: str | Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, without one that a crash cut off."""
-    path = Path(workdir) / "metrics.jsonl"
+    return _lines(Path(workdir) / "metrics.jsonl")
+
+
+def read_events(workdir: str | Path) -> list[dict[str, Any]]:
+    """The lines of a run's events.jsonl, those that a crash cut off left out."""
+    return _lines(Path(workdir) / EVENTS)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [json.loads(line) for line in lines if _step_of(line) < math.inf]
 
@@ -185,7 +220,7 @@ def _finite(value: Any) -> Any:
 
 
 def _truncate(path: Path, step: int) -> None:
-    """Keeps the whole lines of steps up to `step`; all in one rename."""
+    """Keeps the lines of steps up to `step` that are whole; all in one rename."""
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-import jax
 import optax
 from jax.sharding import Mesh
 
-from bert_jax import labelled, log, optim, sharding
+from bert_jax import distributed, labelled, log, optim, sharding
 from bert_jax.config import Config, to_json
 from bert_jax.data import prepare
 from bert_jax.data.pipeline import Batches
@@ -26,7 +25,10 @@ from bert_jax.tasks.pretrain import pretrain
 from bert_jax.tasks.span import span
 
 # Settings that may differ when a run is continued: they change no result.
-_FREE = ("log_every", "eval_every", "save_every", "keep_last", "keep_best", "mesh")
+_FREE = (
+    *("log_every", "eval_every", "save_every", "keep_last", "keep_best"),
+    *("mesh", "hang_after"),
+)
 
 
 @runtime_checkable
@@ -39,6 +41,10 @@ class Data(Protocol):
 
     def held_out(self, phase: int) -> HeldOut:
         """What the model is scored on."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Equal in two processes that have the same examples."""
         ...
 
 
@@ -55,6 +61,12 @@ class Stored(NamedTuple):
     def held_out(self, phase: int) -> HeldOut:
         """The held-out documents, with fixed masks."""
         return held_out(self.store, self.config, phase)
+
+    def fingerprint(self) -> str:
+        """Sizes and vocabulary of the store."""
+        manifest = self.store.manifest
+        names = "documents", "sentences", "tokens", "vocabulary"
+        return json.dumps({name: manifest[name] for name in names})
 
 
 class Run(NamedTuple):
@@ -119,7 +131,10 @@ def assemble(
         sharding.check_batch(mesh, phase, i)
     directory = store_directory(config, workdir)
     if not (config.data.store and Path(directory, "manifest.json").is_file()):
-        prepare.prepare_store(config, directory, config.data.num_workers, note)
+        workers = config.data.num_workers
+        distributed.primary_first(
+            "store", lambda: prepare.prepare_store(config, directory, workers, note)
+        )
     store = open_store(directory)
     size, limit = store.vocabulary.size, config.model.vocab_size
     if size > limit:
@@ -190,7 +205,7 @@ def claim(config: Config, workdir: str) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            if jax.process_index() == 0:
+            if distributed.index() == 0:
                 log.write_text(path, text)
             return
         old, new = json.loads(path.read_text()), json.loads(text)

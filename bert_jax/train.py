@@ -1,60 +1,85 @@
 """The training loop, from top to bottom: evaluate, save, next batch, step, log."""
 
 import collections
+import platform
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from bert_jax import curves, evaluate, initial, log, metrics, sharding, step, tree
+from bert_jax import (
+    curves,
+    distributed,
+    evaluate,
+    goodput,
+    initial,
+    log,
+    metrics,
+    sharding,
+    step,
+    tree,
+)
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config
 from bert_jax.data import device
 from bert_jax.data.pipeline import iterate
-from bert_jax.errors import UserError
+from bert_jax.errors import Stopped, UserError
 from bert_jax.run import Run, assemble, claim, finished, settle
+from bert_jax.watch import Watch
 
 _IN_FLIGHT = 2  # steps handed to the devices before their results are awaited
 
 
-def train(config: Config, workdir: str) -> dict[str, Any]:
+def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str, Any]:
     """Trains, or continues, the run in `workdir`.
 
     Args:
       config: of the run; the same config continues from the newest checkpoint.
-      workdir: the run directory; holds all that the run leaves.
+      workdir: the run directory; holds all that the run leaves. All processes of the
+        run must see the same one.
+      watch: over signals and other processes, already entered; None: nobody watches.
 
     Returns:
       The contents of `summary.json`.
 
     Raises:
       UserError: input that the user can mend, or a loss that is not finite.
+      Stopped: by a signal; what was done is saved.
     """
     began = time.monotonic()
+    watch = watch or Watch(0)
     if (Path(workdir) / "checkpoints" / "0").is_dir():
         raise UserError(
             f"--workdir={workdir} holds an imported model, which is never changed; "
             f"train it in another one with --config.init={workdir}"
         )
     config, files = settle(initial.adopt(config))
+    distributed.agree(
+        "start", {**tree.flatten({"config": asdict(config)}), **_versions()}
+    )
     claim(config, workdir)
     done = finished(workdir)
     if done is not None:
         return done
     run = assemble(config, workdir, _say, files)
     config = run.config
-    run.tokenizer.save(Path(workdir, "tokenizer"))
+    distributed.agree("data", {"data": run.data.fingerprint()})
+    if distributed.index() == 0:
+        run.tokenizer.save(Path(workdir, "tokenizer"))
 
-    # --- State: fresh, or the newest checkpoint. ---
+    # --- State: fresh, or the newest checkpoint that is whole. ---
     directory = Path(workdir) / "checkpoints"
     best = run.task.best, run.task.largest
     keep = config.keep_last, config.keep_best
     with Checkpoints(directory, *keep, *best) as checkpoints:
-        start = checkpoints.latest_step() or 0
+        watch.doing("restoring")
+        start = checkpoints.newest_whole(_say) or 0
         if start:
             wanted = step.abstract_state(run.task, run.optimizer, run.mesh)
             state = checkpoints.restore(wanted, start)
@@ -64,23 +89,35 @@ def train(config: Config, workdir: str) -> dict[str, Any]:
                 state = state._replace(
                     params=initial.weights(config, state.params, _say)
                 )
-        primary = jax.process_index() == 0
+        primary = distributed.index() == 0
         with log.Reporter(workdir, config.steps, primary, start) as reporter:
+            reporter.event("start", start, time.monotonic() - began)
             if start:
                 reporter.note(f"continuing {workdir} from step {start}")
-            loop = _Loop(run, workdir, checkpoints, reporter, start, state)
-            summary = loop.run_phases()
+            loop = _Loop(run, workdir, checkpoints, reporter, start, state, watch)
+            try:
+                summary = loop.run_phases()
+            except Stopped as stopped:
+                raise loop.save_and_stop(stopped) from None
     summary["seconds"] = seconds = time.monotonic() - began
     if "score" in summary:
         done = (summary["steps"] - start) * config.phases[-1].batch
         summary["examples_per_second"] = done / seconds  # evaluation and all included
     if primary:
+        summary["goodput"] = goodput.account(workdir)["goodput"]
         log.write_json(Path(workdir) / "summary.json", summary)
         try:
             curves.draw([workdir], Path(workdir) / "curves.png")
         except ImportError:
             _say("curves.png is not drawn: matplotlib is not installed")
     return summary
+
+
+def _versions() -> dict[str, str]:
+    """What makes processes compute the same."""
+    names = "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bert-jax"
+    found = {f"version of {name}": metadata.version(name) for name in names}
+    return {**found, "version of Python": platform.python_version()}
 
 
 class _Loop:
@@ -94,17 +131,20 @@ class _Loop:
         reporter: log.Reporter,
         start: int,
         state: step.TrainState,
+        watch: Watch,
     ):
-        self.run, self.workdir = run, workdir
+        self.run, self.workdir, self.watch = run, workdir, watch
         self.checkpoints, self.reporter = checkpoints, reporter
         self.start, self.step, self.state = start, start, state
         self.eval_step = step.make_eval_step(run.task, run.mesh)
         self.score_step = step.make_score_step(run.task, run.mesh)
         self.sharding = sharding.batch_sharding(run.mesh)
-        self.meter = _Meter()
+        self.part = device.host_part(self.sharding)
+        self.meter = _Meter(self.part)
         self.rate: dict[str, float] = {}
-        self.scores: dict[str, float] = {}
-        self.evaluated: int | None = None  # the step of these scores
+        self.scores = checkpoints.scores(start)
+        # The step of these scores; one that was stopped in its evaluation has none.
+        self.evaluated: int | None = start if self.scores else None
         self.stopped = False
 
     def run_phases(self) -> dict[str, Any]:
@@ -123,7 +163,7 @@ class _Loop:
         assert held_out is not None
         if self.evaluated != self.step:
             self.evaluate(held_out)
-        self.checkpoints.save(self.step, self.state, self.scores)
+        self.save()
         self.checkpoints.wait()
         best = self.checkpoints.best() if held_out.score else None
         return {
@@ -149,42 +189,75 @@ class _Loop:
             config.seed,
             phase.accumulate,
         )
-        part = device.host_part()
-        read = iterate(lambda n: batches.batch(n, part), self.step - begin, end - begin)
-        stream = device.prefetch(self.meter.count(read), self.sharding)
+
+        def read(number: int) -> Any:
+            return batches.batch(number, self.part)
+
+        ready = self.meter.count(iterate(read, self.step - begin, end - begin))
+        stream = device.prefetch(ready, self.sharding, self.part)
         self.meter.start()
+        compiled = False
         while self.step < end:
-            if self.step != self.start:  # what a restored step had done already
-                if self.step % config.eval_every == 0:
-                    self.drain(batches, begin)
-                    self.evaluate(held_out)
-                if self.step % config.save_every == 0:
-                    self.drain(batches, begin)
-                    evaluated = self.step % config.eval_every == 0
-                    scores = self.scores if evaluated else None
-                    self.checkpoints.save(self.step, self.state, scores)
-            if self.step % config.eval_every == 0 and self.is_stale():
+            # A restored step was evaluated and saved, unless a signal came between.
+            due = self.step > 0 and self.step % config.eval_every == 0
+            if due and self.evaluated != self.step:
+                self.drain(batches, begin)
+                self.evaluate(held_out)
+            if self.step != self.start and self.step % config.save_every == 0:
+                self.drain(batches, begin)
+                self.save()
+            if due and self.is_stale():
                 self.stopped = True
                 return
+            self.watch.poll("waiting for a batch")
             batch = self.meter.wait(stream)
+            self.watch.doing("training" if compiled else "compiling")
+            began = time.monotonic()
             self.state, measured = train_step(self.state, batch)
+            if not compiled:
+                compiled = True
+                self.watch.doing("training", begun=True)
+                seconds = time.monotonic() - began
+                self.reporter.event("compile", self.step, seconds)
+                self.meter.leave_out(seconds)
             self.step += 1
             self.meter.add(measured)
             if self.step % config.log_every == 0 or self.step == end:
                 self.drain(batches, begin)
 
+    def save(self) -> None:
+        """Starts saving this step, with its scores if it has any."""
+        self.watch.doing("saving")
+        began = time.monotonic()
+        scores = self.scores if self.evaluated == self.step else None
+        self.checkpoints.save(self.step, self.state, scores)
+        self.reporter.event("save", self.step, time.monotonic() - began)
+        self.meter.start()
+
+    def save_and_stop(self, stopped: Stopped) -> Stopped:
+        """Saves this step; returns how to say so."""
+        self.save()
+        self.checkpoints.wait()
+        return Stopped(
+            f"{stopped}: step {self.step} is saved; the same command continues "
+            f"{self.workdir}",
+            stopped.status,
+        )
+
     def evaluate(self, held_out: evaluate.HeldOut) -> None:
-        task, params = self.run.task, self.state.params
+        began = time.monotonic()
         self.scores = evaluate.evaluate(
-            task,
+            self.run.task,
             self.eval_step,
             self.score_step,
-            params,
+            self.state.params,
             held_out,
             self.sharding,
+            self.watch.poll,
         )
         self.evaluated = self.step
         self.reporter.evaluation(self.step, self.scores)
+        self.reporter.event("evaluate", self.step, time.monotonic() - began)
         self.meter.start()
 
     def is_stale(self) -> bool:
@@ -199,11 +272,15 @@ class _Loop:
 
     def drain(self, batches: Any, begin: int) -> None:
         """Reports the steps since the last report; stops if a loss is not finite."""
+        self.checkpoints.check()
         steps = self.meter.results()
         if not steps:
             return
         mean = {name: float(np.mean([s[name] for s in steps])) for name in steps[0]}
         mean["learning_rate"] = steps[-1]["learning_rate"]
+        spent, waited = self.meter.seconds()
+        done = {"waited": waited, "steps": len(steps)}
+        self.reporter.event("train", self.step, spent, **done)
         self.rate = self.meter.rates(self.run.config, batches, len(steps))
         self.reporter.train(self.step, mean | self.rate)
         for i, values in enumerate(steps):
@@ -215,8 +292,9 @@ class _Loop:
     ) -> None:
         """Keeps the batch of step `bad`, which a batch's number is enough to remake."""
         path = Path(self.workdir) / f"not_finite_step_{bad}.npz"
-        arrays: dict[str, Any] = batches.batch(bad - begin)
-        np.savez(path, **arrays)
+        if distributed.index() == 0:
+            arrays: dict[str, Any] = batches.batch(bad - begin)
+            np.savez(path, **arrays)
         saved = self.checkpoints.latest_step()
         raise UserError(
             f"step {bad}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
@@ -229,7 +307,8 @@ class _Loop:
 class _Meter:
     """Time, tokens and metrics of the steps since the last report."""
 
-    def __init__(self) -> None:
+    def __init__(self, part: device.Part) -> None:
+        self._hosts = part[1]  # with rows of their own
         self._pending: collections.deque[Any] = collections.deque()
         self._tokens: collections.deque[tuple[int, int]] = collections.deque()
         self.start()
@@ -237,6 +316,14 @@ class _Meter:
     def start(self) -> None:
         """Time counts from here."""
         self._began, self._waited = time.monotonic(), 0.0
+
+    def leave_out(self, seconds: float) -> None:
+        """Does not count these seconds."""
+        self._began += seconds
+
+    def seconds(self) -> tuple[float, float]:
+        """Since the last report, and those of them waited for batches."""
+        return max(time.monotonic() - self._began, 1e-9), self._waited
 
     def count(self, batches: Iterator[Any]) -> Iterator[Any]:
         """Passes batches on, noting their tokens, with padding and without."""
@@ -266,9 +353,9 @@ class _Meter:
 
     def rates(self, config: Config, batches: Any, steps: int) -> dict[str, float]:
         """Speeds since the last report, over all devices."""
-        seconds = max(time.monotonic() - self._began, 1e-9)
+        seconds, waited = self.seconds()
         counts = np.array([self._tokens.popleft() for _ in range(steps)])
-        useful, padded = (counts.sum(0) * jax.process_count()).tolist()
+        useful, padded = (counts.sum(0) * self._hosts).tolist()
         length = batches.phase.length
         row = metrics.train_flops(config.model, length, batches.masked)
         flops = row * useful / length / seconds
@@ -276,7 +363,7 @@ class _Meter:
             "useful_tokens_per_second": useful / seconds,
             "padded_tokens_per_second": padded / seconds,
             "flops_per_second": flops,
-            "input_wait_share": self._waited / seconds,
+            "input_wait_share": waited / seconds,
             "steps_per_second": steps / seconds,
         }
         peak = metrics.device_peak(jax.devices()[0].device_kind)
@@ -288,7 +375,7 @@ class _Meter:
 
 def _say(text: str) -> None:
     """Speaks before the run's own reporting is open."""
-    if jax.process_index() == 0:
+    if distributed.index() == 0:
         print(text, file=sys.stderr, flush=True)
 
 

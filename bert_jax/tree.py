@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 
 def flatten(tree: Any) -> dict[str, Any]:
@@ -57,7 +58,8 @@ def params_digest(params: Any) -> str:
     without shipping the parameters.
 
     Args:
-      params: nested dict of arrays that this process can read in full.
+      params: nested dict of arrays; if they are cut over several processes, all of
+        these must call this.
 
     Returns:
       SHA-256 over names, dtypes, shapes and bytes in the order of the names, 64
@@ -65,6 +67,8 @@ def params_digest(params: Any) -> str:
     """
     digest = hashlib.sha256()
     for name, leaf in sorted(flatten(params).items()):
+        if not getattr(leaf, "is_fully_addressable", True):
+            leaf = multihost_utils.process_allgather(leaf, tiled=True)
         array = np.ascontiguousarray(jax.device_get(leaf))
         digest.update(f"{name} {array.dtype} {np.shape(leaf)}\n".encode())
         digest.update(array.tobytes())

@@ -164,3 +164,85 @@ def test_unwritable_directory_names_workdir(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(UserError, match="--workdir"):
         Checkpoints(tmp_path / "file" / "checkpoints", 1, 0)
+
+
+def damage(tmp_path, name, change):
+    """Two checkpoints, of which `change` alters files of the newer called `name`."""
+    state, _ = train_step()(fresh(), linear_task.batch())
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        checkpoints.save(1, state)
+        checkpoints.save(2, state)
+    paths = [p for p in (tmp_path / "2").rglob(name) if p.is_file()]
+    assert paths, name
+    for path in paths:
+        change(path)
+    return tree.params_digest(state)
+
+
+def newest(tmp_path, **settings):
+    told = []
+    with Checkpoints(tmp_path, 2, 0, **settings) as checkpoints:
+        return checkpoints.newest_whole(told.append), told, checkpoints.steps()
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "fault"),
+    [
+        ("d/*", lambda p: p.write_bytes(p.read_bytes()[:-1]), "has changed"),
+        ("_METADATA", lambda p: p.unlink(), "is missing"),
+        ("_CHECKPOINT_METADATA", lambda p: p.unlink(), "is missing"),
+        ("_CHECKPOINT_METADATA", lambda p: p.write_text("{"), "has changed"),
+        ("manifest.ocdbt", lambda p: p.unlink(), "is missing"),
+        ("checksums.json", lambda p: p.write_text("{"), "is not JSON"),
+    ],
+)
+def test_damage_is_told_and_the_older_checkpoint_used(tmp_path, name, change, fault):
+    digest = damage(tmp_path, name, change)
+    step, told, steps = newest(tmp_path)
+    assert step == 1 and steps == [1]
+    assert f"{tmp_path / '2'} is damaged and not used" in told[0] and fault in told[0]
+    assert (tmp_path / "damaged-2").is_dir()  # nothing is thrown away
+    with Checkpoints(tmp_path, 2, 0) as checkpoints:
+        restored = checkpoints.restore(abstract(1, 1, 1))
+        assert tree.params_digest(restored) == digest
+        checkpoints.save(2, restored)  # the run comes to that step again
+        assert checkpoints.newest_whole(told.append) == 2
+
+
+def test_every_flipped_bit_is_found(tmp_path):
+    """Sixty places over all files of a checkpoint, large and small ones alike."""
+    damage(tmp_path, "checksums.json", lambda path: None)
+    rng = np.random.default_rng(0)
+    paths = sorted(p for p in (tmp_path / "2").rglob("*") if p.is_file())
+    unlisted = "commit_success.txt", "checksums.json", "_CHECKPOINT_METADATA"
+    paths = [p for p in paths if p.name not in unlisted]
+    for number in range(60):
+        path = paths[number % len(paths)]
+        data = bytearray(path.read_bytes())
+        if not data:
+            continue
+        byte, bit = rng.integers(len(data)), rng.integers(8)
+        data[byte] ^= 1 << bit
+        path.write_bytes(data)
+        step, told, _ = newest(tmp_path, read_only=True)
+        assert step == 1, f"bit {bit} of byte {byte} of {path}"
+        assert f"{path.name} has changed" in told[0]
+        with Checkpoints(tmp_path, 2, 0, read_only=True) as checkpoints:
+            with pytest.raises(UserError, match="is damaged"):
+                checkpoints.restore(abstract(1, 1, 1), 2)
+        data[byte] ^= 1 << bit
+        path.write_bytes(data)
+    assert newest(tmp_path, read_only=True)[0] == 2
+
+
+def test_nothing_but_damage_is_a_user_error(tmp_path):
+    damage(tmp_path, "_METADATA", lambda path: path.unlink())
+    for path in (tmp_path / "1").rglob("_METADATA"):
+        path.unlink()
+    with pytest.raises(UserError, match="every checkpoint is damaged"):
+        newest(tmp_path)
+    assert (tmp_path / "damaged-1").is_dir() and (tmp_path / "damaged-2").is_dir()
+
+
+def test_no_checkpoint_is_no_damage(tmp_path):
+    assert newest(tmp_path) == (None, [], [])

@@ -16,6 +16,7 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "bert_jax errors",
     "config tree",
     "losses metrics scores sharding distributed log arrays",
+    "watch goodput",
     "model optim data",
     "tasks interop",
     "step",

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,10 @@ def require(args: argparse.Namespace) -> Config:
     return dataclasses.replace(args.config, mesh=mesh)
 
 
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
 def parameters(
     workdir: str,
     init: Callable[[jax.Array], Any],
@@ -64,7 +69,8 @@ def parameters(
     directory = Path(workdir) / "checkpoints"
     metric = {"metric": largest, "largest": True} if largest else {}
     with Checkpoints(directory, **metric, read_only=True) as checkpoints:
-        step = checkpoints.best_step() if largest else checkpoints.latest_step()
+        best = checkpoints.best_step() if largest else None
+        step = checkpoints.newest_whole(_warn) if best is None else best
         if step is None:
             raise UserError(f"{directory}: no checkpoint yet; let the run reach one")
         needed = tree.flatten(jax.eval_shape(init, jax.random.key(0)))

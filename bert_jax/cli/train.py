@@ -1,10 +1,11 @@
 """`bert-jax train`: pretrain, or continue."""
 
 import json
+import os
 from collections.abc import Sequence
 
 from bert_jax.cli.arguments import parse
-from bert_jax.errors import UserError
+from bert_jax.errors import Stopped, UserError
 
 EXAMPLE = "bert-jax train --config=configs/bert_tiny.py --workdir=runs/tiny"
 
@@ -14,13 +15,25 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv, "Pretrain, or continue a run that was stopped.", EXAMPLE)
     if not args.workdir:
         raise UserError("--workdir=DIR is missing: the run directory")
-    from bert_jax.distributed import use_all_cores
+    from bert_jax import distributed
     from bert_jax.run import finished
     from bert_jax.train import train
+    from bert_jax.watch import Watch
 
-    use_all_cores()
+    distributed.use_all_cores()
+    distributed.keep_compiled()
+    distributed.start(os.environ)
     before = finished(args.workdir)
-    summary = train(args.config, args.workdir)
+    try:
+        with Watch(args.config.hang_after) as watch:
+            summary = train(args.config, args.workdir, watch)
+    except Stopped:
+        distributed.leave()
+        raise
+    primary = distributed.index() == 0
+    distributed.leave()
+    if not primary:
+        return 0
     if args.json:
         print(json.dumps(summary))
         return 0

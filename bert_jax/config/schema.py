@@ -144,6 +144,7 @@ class Config:
     save_every: int = 5_000  # [steps]
     keep_last: int = 3  # newest checkpoints kept
     keep_best: int = 1  # checkpoints of best score kept besides
+    hang_after: float = 900.0  # [s] without progress that end the run; 0 is never
     patience: int = 0  # [evaluations] without a new best that end the run; 0 is off
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()

@@ -48,7 +48,7 @@ _POSITIVE = (
     "task.max_answer task.lstm_hidden"
 ).split()
 _NOT_NEGATIVE = (
-    "keep_best patience data.num_workers optim.end_rate optim.weight_decay "
+    "keep_best hang_after patience data.num_workers optim.end_rate optim.weight_decay "
     "optim.clip_norm optim.freeze_layers"
 ).split()
 _SHARES = (

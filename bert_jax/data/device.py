@@ -2,33 +2,74 @@
 
 import collections
 from collections.abc import Iterator
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import NamedSharding
 
 from bert_jax.data.examples import Batch
 
+Part = tuple[int, int]
 
-def to_device(batch: Batch, sharding: NamedSharding) -> dict[str, jax.Array]:
-    """Places this host's rows of a batch; the result is the global batch."""
-    return {
-        name: jax.make_array_from_process_local_data(sharding, array)
-        for name, array in batch.items()
+
+def host_part(sharding: NamedSharding) -> Part:
+    """Which rows of a global batch this process has to read.
+
+    Args:
+      sharding: of a batch.
+
+    Returns:
+      (index, count): the rows lie in the block `index` of `count` equal blocks. Where
+      the devices of a process are not neighbours on the mesh, (0, 1): all rows.
+    """
+    devices = sharding.num_devices
+    blocks = {
+        device: at[0].indices(devices)[0]
+        for device, at in sharding.devices_indices_map((devices,)).items()
     }
+    order = sorted(set(blocks.values()))
+    here = sharding.addressable_devices
+    mine = sorted({order.index(blocks[device]) for device in here})
+    index, rest = divmod(mine[0], len(mine))
+    neighbours = mine == list(range(mine[0], mine[0] + len(mine)))
+    even = neighbours and not rest and len(order) % len(mine) == 0
+    return (index, len(order) // len(mine)) if even else (0, 1)
 
 
-def host_part() -> tuple[int, int]:
-    """(index, count) of this process among those that share a global batch."""
-    return jax.process_index(), jax.process_count()
+def to_device(
+    batch: Batch, sharding: NamedSharding, part: Part = (0, 1)
+) -> dict[str, jax.Array]:
+    """Places this host's rows of a batch; the result is the global batch.
+
+    Args:
+      batch: rows of `part`.
+      sharding: of the global batch.
+      part: from `host_part`.
+
+    Returns:
+      Arrays of all rows, of which each process holds its own.
+    """
+
+    def place(rows: np.ndarray) -> jax.Array:
+        size, first = len(rows) * part[1], len(rows) * part[0]
+
+        def read(at: Any) -> np.ndarray:
+            start, stop, _ = at[0].indices(size)
+            return rows[start - first : stop - first]
+
+        return jax.make_array_from_callback((size, *rows.shape[1:]), sharding, read)
+
+    return {name: place(array) for name, array in batch.items()}
 
 
 def prefetch(
-    batches: Iterator[Batch], sharding: NamedSharding, ahead: int = 2
+    batches: Iterator[Batch], sharding: NamedSharding, part: Part = (0, 1)
 ) -> Iterator[dict[str, jax.Array]]:
-    """Yields batches on the devices, having started the transfer of the next ones."""
+    """Yields batches on the devices, having started the transfer of the next two."""
     waiting: collections.deque[dict[str, jax.Array]] = collections.deque()
     for batch in batches:
-        waiting.append(to_device(batch, sharding))
-        if len(waiting) > ahead:
+        waiting.append(to_device(batch, sharding, part))
+        if len(waiting) > 2:
             yield waiting.popleft()
     yield from waiting

@@ -1,0 +1,179 @@
+"""What befalls one process of a run, and what must become of all."""
+
+import signal
+
+import pytest
+
+from tests.faults import group
+from tests.faults.conftest import STEPS
+from tests.faults.group import GONE, Group
+
+pytestmark = pytest.mark.slow
+DEAD = {-signal.SIGABRT, -signal.SIGKILL, -signal.SIGTERM, 1, 42}
+
+
+def finish(workdir, flags, expected, count=2, devices=2):
+    """Continues the run; it must end as if nothing had happened."""
+    before = group.saved(workdir)
+    assert group.run(workdir, flags, count, devices) == [0] * count
+    assert group.outcome(workdir) == expected
+    assert not before or max(group.saved(workdir)) >= max(before)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_while_the_other_is_in_a_collective(tmp_path, flags, unbroken, victim):
+    workdir = tmp_path / "run"
+    fault = {"process": victim, "batch": 20, "do": "kill"}
+    with Group(workdir, flags, 2, fault=fault) as found:
+        found.until_fault()
+        statuses = found.statuses(GONE)
+    assert statuses[victim] == -signal.SIGKILL
+    assert statuses[1 - victim] in DEAD
+    finish(workdir, flags, unbroken(2))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_killed_while_the_other_computes_nothing(tmp_path, flags, unbroken, victim):
+    workdir = tmp_path / "run"
+    fault = {"process": 1 - victim, "batch": 20, "do": "sleep", "seconds": 600}
+    with Group(workdir, flags, 2, fault=fault) as found:
+        found.until_fault()
+        found.send(victim, signal.SIGKILL)
+        statuses = found.statuses(GONE)
+    assert statuses[1 - victim] in DEAD
+    finish(workdir, flags, unbroken(2))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_stopped_process_is_left_behind(tmp_path, flags, unbroken, victim):
+    workdir = tmp_path / "run"
+    with Group(workdir, flags, 2) as found:
+        found.until_step(10)
+        found.send(victim, signal.SIGSTOP)
+        other = found.processes[1 - victim]
+        group.wait_for("the other ends", lambda: other.poll() is not None, GONE)
+        assert other.returncode in DEAD
+        found.processes[victim].kill()  # as the launcher does
+    finish(workdir, flags, unbroken(2))
+
+
+@pytest.mark.parametrize("told", [[0], [1], [0, 1]])
+def test_sigterm_saves_the_same_step_everywhere(tmp_path, flags, unbroken, told):
+    workdir = tmp_path / "run"
+    with Group(workdir, flags, 2) as found:
+        found.until_step(10)
+        for index in told:
+            found.send(index, signal.SIGTERM)
+        assert found.statuses(GONE) == [75, 75]
+        texts = [found.text(i).strip().splitlines()[-1] for i in (0, 1)]
+    step = max(group.saved(workdir))
+    assert 10 <= step < STEPS and step == group.last_step(workdir)
+    for text in texts:
+        assert f"step {step} is saved; the same command continues {workdir}" in text
+    finish(workdir, flags, unbroken(2))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_to_a_single_process(tmp_path, flags, unbroken, number):
+    workdir = tmp_path / "run"
+    with Group(workdir, flags) as found:
+        found.until_step(10)
+        found.send(0, number)
+        status = {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
+        assert found.statuses(GONE) == [status]
+    assert max(group.saved(workdir)) == group.last_step(workdir)
+    finish(workdir, flags, unbroken(1), 1)
+
+
+@pytest.mark.parametrize("place", ["start", "compile", "evaluate", "save"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_sigterm_outside_the_steps(tmp_path, flags, unbroken, place, count):
+    workdir = tmp_path / "run"
+    fault = {"place": place, "do": "sleep", "seconds": 3, "process": count - 1}
+    with Group(workdir, flags, count, fault=fault) as found:
+        found.until_fault()
+        found.send(0, signal.SIGTERM)
+        assert found.statuses(GONE) == [75] * count
+    if place in ("start", "compile"):
+        assert "nothing to save yet" in found.text(0)
+    else:
+        assert max(group.saved(workdir)) >= 8
+    finish(workdir, flags, unbroken(count), count)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_exception_ends_all_at_once(tmp_path, flags, unbroken, victim):
+    workdir = tmp_path / "run"
+    fault = {"process": victim, "batch": 20, "do": "raise"}
+    with Group(workdir, flags, 2, fault=fault) as found:
+        found.until_fault()
+        assert found.statuses(5) == [1, 1]
+    own = found.text(victim)
+    assert "Traceback" in own and "ZeroDivisionError: planned" in own.splitlines()[-1]
+    other = found.text(1 - victim).strip().splitlines()[-1]
+    assert f"process {victim} ended: ZeroDivisionError: planned" in other
+    finish(workdir, flags, unbroken(2))
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_stuck_process_is_named(tmp_path, flags, unbroken, victim):
+    workdir = tmp_path / "run"
+    fault = {"process": victim, "batch": 20, "do": "sleep", "seconds": 600}
+    short = [*flags, "--config.hang_after=6"]
+    with Group(workdir, short, 2, fault=fault) as found:
+        found.until_fault()
+        assert found.statuses(6 + GONE) == [42, 42]
+    for index in (0, 1):
+        last = found.text(index).strip().splitlines()[-1]
+        assert f"process {victim} (waiting for a batch)" in last, last
+        assert f"process {1 - victim}" not in last
+    assert "in happen" in found.text(victim)  # its stack says where
+    finish(workdir, flags, unbroken(2))
+
+
+def test_stuck_single_process(tmp_path, flags, unbroken):
+    workdir = tmp_path / "run"
+    fault = {"batch": 20, "do": "sleep", "seconds": 600}
+    with Group(workdir, [*flags, "--config.hang_after=6"], fault=fault) as found:
+        found.until_fault()
+        assert found.statuses(6 + GONE) == [42]
+    assert "in happen" in found.text(0)
+    finish(workdir, flags, unbroken(1), 1)
+
+
+def test_slow_loader_is_waited_for_and_named(tmp_path, flags, unbroken):
+    workdir = tmp_path / "run"
+    fault = {"process": 1, "batch": 20, "do": "sleep", "seconds": 20}
+    slow = [*flags, "--config.hang_after=40"]
+    with Group(workdir, slow, 2, fault=fault) as found:
+        assert found.statuses() == [0, 0]
+    assert "s: process 1 (waiting for a batch)" in found.text(0)
+    assert group.outcome(workdir) == unbroken(2)
+
+
+def test_batch_that_is_not_finite(tmp_path, flags, unbroken):
+    workdir = tmp_path / "run"
+    fault = {"batch": 20, "do": "nan"}
+    with Group(workdir, flags, 2, fault=fault) as found:
+        assert found.statuses() == [2, 2]
+    bad = [line for line in group.lines(workdir) if line["loss"] is None]
+    assert bad, "the metrics were not written first"
+    assert (workdir / f"not_finite_step_{bad[0]['step'] - 1}.npz").is_file()
+    assert "Traceback" not in found.text(0) + found.text(1)
+    finish(workdir, flags, unbroken(2))
+
+
+def test_processes_that_differ_are_named(tmp_path, flags):
+    with Group(tmp_path / "run", flags, 2, fault={"do": "differ"}) as found:
+        assert found.statuses() == [2, 2]
+    for index in (0, 1):
+        assert "config/optim/peak_rate: 0.5 in process 1" in found.text(index)
+        assert "Traceback" not in found.text(index)
+
+
+def test_process_that_never_comes(tmp_path, flags):
+    environ = {"BERT_JAX_START": "8"}
+    with Group(tmp_path / "run", flags, 2, environ=environ) as found:
+        found.processes[1].kill()
+        statuses = found.statuses(GONE + 8)
+    assert statuses[0] in DEAD
