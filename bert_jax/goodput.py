@@ -1,10 +1,12 @@
 """Where the time of a run went, over all its restarts."""
 
-import itertools
+import contextlib
+import math
 from pathlib import Path
 from typing import Any
 
 from bert_jax import log
+from bert_jax.errors import UserError
 
 KINDS = {  # of seconds, in the order of a table
     "training": "steps that the result is made of",
@@ -34,15 +36,26 @@ def account(workdir: str | Path) -> dict[str, Any]:
     Returns:
       `goodput`, the share of the time spent on steps that count; `seconds` from the
       first start to the last event; `restarts`; and the seconds of each of `KINDS`.
+
+    Raises:
+      UserError: there are none.
     """
     attempts: list[list[dict[str, Any]]] = []
-    for event in log.read_events(workdir):
-        if event["event"] == "start":
+    recorded = []
+    with contextlib.suppress(OSError):
+        recorded = log.read_events(workdir)
+    if not recorded:
+        raise UserError(
+            f"--workdir={workdir} has no {log.EVENTS}, which runs write as they train"
+        )
+    for event in recorded:
+        if event["event"] == "start" or not attempts:
             attempts.append([])
         attempts[-1].append(event)
     spent = dict.fromkeys(KINDS, 0.0)
-    for events, after in itertools.zip_longest(attempts, attempts[1:]):
-        kept = after[0]["step"] if after else events[-1]["step"]
+    for number, events in enumerate(attempts):
+        later = attempts[number + 1 :]
+        kept = min((other[0]["step"] for other in later), default=math.inf)
         for event in events:
             if event["event"] == "train":
                 share = min(max((event["step"] - kept) / event["steps"], 0), 1)
@@ -52,8 +65,8 @@ def account(workdir: str | Path) -> dict[str, Any]:
                 spent["waiting"] += event["waited"] * (1 - share)
             else:
                 spent[_EVENTS[event["event"]]] += event["seconds"]
-        if after:
-            spent["down"] += _begin(after) - events[-1]["time"]
+        if later:
+            spent["down"] += _begin(later[0]) - events[-1]["time"]
     total = attempts[-1][-1]["time"] - _begin(attempts[0])
     spent["other"] = total - sum(spent.values())
     return {

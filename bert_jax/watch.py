@@ -45,6 +45,7 @@ class Watch:
         self._decided = threading.Event()
         self._over = threading.Event()
         self._polls = 0  # calls of `poll`, the same in all processes
+        self._signs = 0  # of life: calls of `poll` and `doing`
         self._stop: int | None = None  # the call that raises; None: not known
         self._news: dict[str, Any] | None = None  # why it does
         self._answered = False
@@ -97,7 +98,7 @@ class Watch:
           begun: from now on there is something that a signal has to save.
         """
         with self._lock:
-            self._doing, self._life = what, time.monotonic()
+            self._sign(what)
             self._begun = self._begun or begun
 
     def poll(self, what: str) -> None:
@@ -112,7 +113,7 @@ class Watch:
         """
         with self._lock:
             self._polls += 1
-            self._doing, self._life = what, time.monotonic()
+            self._sign(what)
             answered = self._answered
         if not answered:
             return
@@ -121,6 +122,10 @@ class Watch:
         assert self._stop is not None and self._news is not None
         if self._polls >= self._stop:
             raise Stopped(self._news["text"], self._news["status"])
+
+    def _sign(self, what: str) -> None:
+        self._signs += 1
+        self._doing, self._life = what, time.monotonic()
 
     def _signals(self) -> None:
         """Turns signals into news."""
@@ -169,7 +174,7 @@ class Watch:
         board, warned = distributed.Board("life"), False
         while self._patience and not self._over.wait(min(self._patience / 20, 10)):
             with self._lock:
-                note = self._polls, self._doing, self._begun
+                note = self._signs, self._doing, self._begun
                 still = time.monotonic() - self._life
             notes = {0: note}
             try:
@@ -198,8 +203,8 @@ class Watch:
 
 def _late(notes: dict[int, tuple[int, str, bool]]) -> str:
     """Which processes are behind the others, and what they do."""
-    least = min(polls for polls, _, _ in notes.values())
-    behind = {i: doing for i, (polls, doing, _) in notes.items() if polls == least}
+    least = min(signs for signs, _, _ in notes.values())
+    behind = {i: doing for i, (signs, doing, _) in notes.items() if signs == least}
     if len(notes) == 1:
         return next(iter(behind.values()))
     return ", ".join(f"process {i} ({doing})" for i, doing in behind.items())

@@ -1,5 +1,6 @@
 """`bert-jax evaluate`: score a run's checkpoint on its held-out text."""
 
+import argparse
 import json
 from collections.abc import Sequence
 
@@ -14,8 +15,11 @@ def main(argv: Sequence[str]) -> int:
         argv,
         "Score the newest checkpoint of a run on its held-out text.",
         EXAMPLE,
+        _options,
         config_required=False,
     )
+    if args.goodput:
+        return _goodput(args)
     from bert_jax import evaluate
     from bert_jax.cli.restore import restore
     from bert_jax.sharding import batch_sharding
@@ -36,4 +40,20 @@ def main(argv: Sequence[str]) -> int:
                 if type(value) is float
                 else f"{name:20} {value}"
             )
+    return 0
+
+
+def _options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--goodput",
+        action="store_true",
+        help="print instead where the time of the run went, restarts included",
+    )
+
+
+def _goodput(args: argparse.Namespace) -> int:
+    from bert_jax import goodput
+
+    found = goodput.account(args.workdir or "")
+    print(json.dumps(found) if args.json else goodput.table(found))
     return 0

@@ -119,10 +119,10 @@ def test_exception_ends_all_at_once(tmp_path, flags, unbroken, victim):
 def test_stuck_process_is_named(tmp_path, flags, unbroken, victim):
     workdir = tmp_path / "run"
     fault = {"process": victim, "batch": 20, "do": "sleep", "seconds": 600}
-    short = [*flags, "--config.hang_after=6"]
+    short = [*flags, "--config.hang_after=20"]
     with Group(workdir, short, 2, fault=fault) as found:
         found.until_fault()
-        assert found.statuses(6 + GONE) == [42, 42]
+        assert found.statuses(20 + GONE) == [42, 42]
     for index in (0, 1):
         last = found.text(index).strip().splitlines()[-1]
         assert f"process {victim} (waiting for a batch)" in last, last
@@ -134,17 +134,17 @@ def test_stuck_process_is_named(tmp_path, flags, unbroken, victim):
 def test_stuck_single_process(tmp_path, flags, unbroken):
     workdir = tmp_path / "run"
     fault = {"batch": 20, "do": "sleep", "seconds": 600}
-    with Group(workdir, [*flags, "--config.hang_after=6"], fault=fault) as found:
+    with Group(workdir, [*flags, "--config.hang_after=20"], fault=fault) as found:
         found.until_fault()
-        assert found.statuses(6 + GONE) == [42]
+        assert found.statuses(20 + GONE) == [42]
     assert "in happen" in found.text(0)
     finish(workdir, flags, unbroken(1), 1)
 
 
 def test_slow_loader_is_waited_for_and_named(tmp_path, flags, unbroken):
     workdir = tmp_path / "run"
-    fault = {"process": 1, "batch": 20, "do": "sleep", "seconds": 20}
-    slow = [*flags, "--config.hang_after=40"]
+    fault = {"process": 1, "batch": 20, "do": "sleep", "seconds": 60}
+    slow = [*flags, "--config.hang_after=160"]
     with Group(workdir, slow, 2, fault=fault) as found:
         assert found.statuses() == [0, 0]
     assert "s: process 1 (waiting for a batch)" in found.text(0)
