@@ -58,8 +58,9 @@ class Checkpoints:
         Raises:
           UserError: the directory cannot be made or written.
         """
-        # Orbax tells every detail, and warns of each save without metrics.
-        absl.logging.set_verbosity(absl.logging.ERROR)
+        # Orbax tells every detail, warns of each save without metrics, and prints the
+        # traces of errors that it also raises.
+        absl.logging.set_verbosity(absl.logging.FATAL)
         self._directory = Path(directory).absolute()
         self._metric, self._read_only = metric, read_only
         self._whole: set[int] = set()  # steps whose checksums were right
@@ -312,7 +313,8 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for the last save and lets go of the directory."""
         self.wait()
-        self._manager.close()
+        with self._writing():
+            self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -323,7 +325,11 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:  # what has failed already would be raised again
+            with contextlib.suppress(Exception):
+                self._manager.close()
 
     def _restore(self, wanted: dict[str, Any], step: int | None) -> Any:
         self.wait()
@@ -359,11 +365,14 @@ class Checkpoints:
     def _writing(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except (OSError, ValueError) as error:
+            if isinstance(error, ValueError) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise  # TensorStore has no other type for a full disk
+            reason = getattr(error, "strerror", None) or "No space left on device"
             raise UserError(
-                f"cannot write checkpoints to {self._directory}: "
-                f"{error.strerror or error}; point --workdir at a directory that "
-                "is writable and has room"
+                f"cannot write checkpoints to {self._directory}: {reason}; point "
+                "--workdir at a directory that is writable and has room. Checkpoints "
+                "that are there stay as they are"
             ) from error
 
 

@@ -6,6 +6,8 @@ import importlib.util
 import json
 import os
 import re
+import sys
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -129,14 +131,14 @@ def start(environ: Mapping[str, str]) -> None:
       environ: as for `find`.
 
     Raises:
-      UserError: the environment makes no sense.
-      Hung: the others did not appear in time.
+      UserError: the environment makes no sense. Ends the process with status 42 if the
+        others do not appear.
     """
     if jax.distributed.is_initialized():
         return
     cluster = find(environ)
     times: dict[str, Any] = {
-        "initialization_timeout": _START,
+        "initialization_timeout": 2 * _START,
         "heartbeat_timeout_seconds": _HEARTBEAT,
         "shutdown_timeout_seconds": _END,
     }
@@ -147,22 +149,30 @@ def start(environ: Mapping[str, str]) -> None:
     host = cluster.coordinator.rpartition(":")[0]
     if host in ("127.0.0.1", "localhost"):  # JAX would listen to the whole world
         times["coordinator_bind_address"] = cluster.coordinator
-    try:
-        jax.distributed.initialize(
-            cluster.coordinator,
-            cluster.count,
-            cluster.index,
-            cluster.devices,
-            cluster_detection_method="deactivate",
-            **times,
-        )
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise Hung(
-            f"process {cluster.index} of {cluster.count} could not join the others at "
-            f"{cluster.coordinator}: {reason}; are all {cluster.count} started, and "
-            "can they reach that address?"
-        ) from error
+    # JAX would end the process by itself, without saying what was missing.
+    late = threading.Timer(_START, _give_up, [cluster])
+    late.daemon = True
+    late.start()
+    jax.distributed.initialize(
+        cluster.coordinator,
+        cluster.count,
+        cluster.index,
+        cluster.devices,
+        cluster_detection_method="deactivate",
+        **times,
+    )
+    late.cancel()
+
+
+def _give_up(cluster: Cluster) -> None:
+    print(
+        f"bert-jax: process {cluster.index} of {cluster.count} could not join the "
+        f"others at {cluster.coordinator} in {_START} s: are all {cluster.count} "
+        "started, and can they reach that address?",
+        file=sys.stderr,
+        flush=True,
+    )
+    os._exit(Hung.status)
 
 
 def _on_tpu(environ: Mapping[str, str]) -> bool:

@@ -36,6 +36,7 @@ class Group:
     devices: int = 2
     fault: dict | None = None
     environ: dict[str, str] = dataclasses.field(default_factory=dict)
+    logs: Path | None = None  # where the output goes; None: beside the run directory
     processes: list[subprocess.Popen] = dataclasses.field(default_factory=list)
 
     def __enter__(self) -> "Group":
@@ -76,10 +77,10 @@ class Group:
     @property
     def mark(self) -> Path:
         """A file that is there once the planned fault has happened."""
-        return self.workdir.with_suffix(".mark")
+        return (self.logs or self.workdir).with_suffix(".mark")
 
     def log(self, index: int) -> Path:
-        return self.workdir.with_suffix(f".{index}.log")
+        return (self.logs or self.workdir).with_suffix(f".{index}.log")
 
     def text(self, index: int) -> str:
         return self.log(index).read_text()

@@ -16,7 +16,7 @@ import numpy as np
 
 sys.modules["tensorflow"] = None  # type: ignore  # a plain thread reads: starts faster
 
-from bert_jax import checkpoint, evaluate, run, train  # noqa: E402
+from bert_jax import checkpoint, distributed, evaluate, run, train  # noqa: E402
 from bert_jax.__main__ import main  # noqa: E402
 from bert_jax.data import device  # noqa: E402
 
@@ -59,6 +59,7 @@ at("start", run, "open_store")
 at("compile", train.device, "prefetch")
 at("evaluate", evaluate.metrics, "add")
 at("save", checkpoint, "_floats")
+distributed._START = PLAN.get("start_seconds", distributed._START)
 if PLAN.get("do") == "differ" and os.environ["JAX_PROCESS_INDEX"] == "1":
     sys.argv.append("--config.optim.peak_rate=0.5")
 

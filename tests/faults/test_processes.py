@@ -172,8 +172,10 @@ def test_processes_that_differ_are_named(tmp_path, flags):
 
 
 def test_process_that_never_comes(tmp_path, flags):
-    environ = {"BERT_JAX_START": "8"}
-    with Group(tmp_path / "run", flags, 2, environ=environ) as found:
+    fault = {"start_seconds": 8}
+    with Group(tmp_path / "run", flags, 2, fault=fault) as found:
         found.processes[1].kill()
-        statuses = found.statuses(GONE + 8)
-    assert statuses[0] in DEAD
+        assert found.statuses()[0] == 42
+    last = found.text(0).strip().splitlines()[-1]
+    assert "process 0 of 2 could not join the others" in last
+    assert "are all 2 started" in last
