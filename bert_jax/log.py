@@ -1,14 +1,15 @@
 """A run's reporting: metrics.jsonl, TensorBoard events and the terminal."""
 
+import contextlib
 import json
 import math
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from bert_jax.errors import UserError
 
@@ -40,7 +41,7 @@ class Reporter:
         is_primary: bool = True,
         start_step: int = 0,
     ) -> None:
-        self._is_primary = is_primary
+        self._is_primary, self._workdir = is_primary, workdir
         self._total = total_steps
         self._start = start_step
         self._progress: Any = None
@@ -83,9 +84,10 @@ class Reporter:
             return
         if self._progress is not None:
             self._progress.stop()
-        self._file.close()
-        self._history.close()
-        self._events.close()
+        with contextlib.suppress(OSError):  # what was not written was told of
+            self._file.close()
+            self._history.close()
+            self._events.close()
 
     def train(self, step: int, metrics: Metrics) -> None:
         """Reports training metrics, as of after `step` updates."""
@@ -126,7 +128,10 @@ class Reporter:
         """
         if self._is_primary:
             record = {"time": round(time.time(), 3), "event": kind, "step": step}
-            _append(self._history, {**record, "seconds": round(seconds, 4), **more})
+            record = {**record, "seconds": round(seconds, 4), **more}
+            with _writing(self._workdir):
+                self._history.write(to_json(record) + "\n")
+                self._history.flush()
 
     def note(self, text: str) -> None:
         """Tells the person at the terminal something; it is stored nowhere."""
@@ -139,11 +144,13 @@ class Reporter:
 
     def _write(self, step: int, kind: str, metrics: Metrics) -> None:
         record = {"step": step, "kind": kind, "time": round(time.time(), 3)}
-        _append(self._file, {**record, **metrics})
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(f"{kind}/{name}", value, step)
-        self._events.flush()
+        with _writing(self._workdir):
+            self._file.write(to_json({**record, **metrics}) + "\n")
+            self._file.flush()
+            for name, value in metrics.items():
+                if isinstance(value, int | float):
+                    self._events.add_scalar(f"{kind}/{name}", value, step)
+            self._events.flush()
 
     def _eta(self, step: int) -> str:
         now = time.monotonic()
@@ -154,14 +161,14 @@ class Reporter:
         return f"eta {_duration(seconds * (self._total - step))}"
 
 
-def _append(file: TextIO, record: dict[str, Any]) -> None:
+@contextlib.contextmanager
+def _writing(workdir: str | Path) -> Iterator[None]:
     try:
-        file.write(to_json(record) + "\n")
-        file.flush()
+        yield
     except OSError as error:
         raise UserError(
-            f"{file.name}: cannot be written ({error.strerror}); make room or choose "
-            "another --workdir. Checkpoints that are there stay as they are"
+            f"--workdir={workdir}: cannot be written to ({error.strerror}); make room "
+            "or choose another one. Checkpoints that are there stay as they are"
         ) from error
 
 
