@@ -143,7 +143,6 @@ def _start(
     environment = dict(
         os.environ,
         JAX_COORDINATOR_ADDRESS=address,
-        JAX_COORDINATOR_BIND_ADDRESS=address,  # else JAX listens on all interfaces
         JAX_PROCESS_COUNT=str(args.processes),
         JAX_PROCESS_INDEX=str(index),
     )

@@ -16,9 +16,10 @@ from tests.launch import programs
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "launch" / "slurm.sbatch"
 pytestmark = [pytest.mark.slow, pytest.mark.shared]
-# JAX would listen on all interfaces; its port under SLURM follows from the job.
+# JAX would listen on all interfaces; the port is that of bert_jax/distributed.py.
 LOOPBACK = f"""#!/bin/sh
-export JAX_COORDINATOR_BIND_ADDRESS=127.0.0.1:$((SLURM_JOB_ID % 4096 + 61440))
+port=$((61440 + (SLURM_JOB_ID * 16 + SLURM_STEP_ID) % 4096))
+export JAX_COORDINATOR_BIND_ADDRESS=127.0.0.1:$port
 exec {sys.executable} "$@"
 """
 TRAIN = (
