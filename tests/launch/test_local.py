@@ -139,19 +139,24 @@ print("no end", end="")
 
 
 @pytest.mark.parametrize("code", [1, 2, 139])
-def test_no_restart_where_none_helps(launch, tmp_path, code):
+@pytest.mark.parametrize("faulty", [0, 1])
+def test_no_restart_where_none_helps(launch, faulty, code):
     program = f"""
-if index:
-    until(lambda: Path("ready0").exists())
-    os._exit({code})
-until(lambda: Path("pid1").exists())
 ready()
-until(lambda: gone(1))
+until(lambda: Path("go").exists())
+if index == {faulty}:
+    os._exit({code})
 os.abort()  # as JAX does when a peer is gone: not the cause
 """
     ran = launch(program, "--processes=2")
+    ran.wait("ready0", "ready1")
+    # It finds both ended, in no order.
+    ran.process.send_signal(signal.SIGSTOP)
+    (ran.folder / "go").touch()
+    until(lambda: not any(map(alive, ran.pids())))
+    ran.process.send_signal(signal.SIGCONT)
     assert ran.end() == code
-    assert ran.tried() == 1 and f"process 1 ended with {code}" in ran.err
+    assert ran.tried() == 1 and f"process {faulty} ended with {code}" in ran.err
 
 
 @pytest.mark.parametrize("code", [42, 75, 134, 137, 143])
