@@ -45,6 +45,7 @@ REQUIREMENTS = [
     "matplotlib>=3.10,<4",
     "rich>=14",
     "psutil>=6",
+    "pyyaml>=6",  # launch/gke.py; flax needs it too
 ]
 EXTRAS = {
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
@@ -56,6 +57,7 @@ EXTRAS = {
         "beartype>=0.22,<0.24",
         "ruff>=0.17,<0.18",
         "pyright[nodejs]>=1.1.414,<1.2",
+        "jsonschema>=4.23,<5",  # the manifests of launch/gke.py
         "transformers>=5,<6",  # its tokenizers, its collator and, with torch, its BERT
     ],
     # What tests/interop compares with, live; large, so not in `test`.
