@@ -182,8 +182,8 @@ def hold_rows(x: jax.Array) -> jax.Array:
     grow with the batch, and not parameters.
 
     Args:
-      x: [B, ...], inside a function that is traced with `jax.sharding.use_abstract_mesh`;
-        elsewhere nothing is done.
+      x: [B, ...], in a function traced with `jax.sharding.use_abstract_mesh`; in any
+        other nothing is done.
 
     Returns:
       x.

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, UInt32
 
 from bert_jax.config import Model
-from bert_jax.sharding import hold_looked_up, hold_rows
 from bert_jax.model.attention import Attention
 from bert_jax.model.layers import Dense, Norm, Words, dropout, gelu, initializer
+from bert_jax.sharding import hold_looked_up, hold_rows
 
 
 def padded_vocabulary(config: Model) -> int:
