@@ -262,7 +262,7 @@ def _shares(mesh: jax.sharding.Mesh) -> int:
     return mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def report(found: Compiled) -> dict[str, Any]:
+def report(found: Compiled, wanted: Config | None = None) -> dict[str, Any]:
     """Everything that is known of a compiled step, as JSON takes it.
 
     `chip_hours` and `days` are of the whole run: the rows of all steps and phases that
@@ -270,6 +270,7 @@ def report(found: Compiled) -> dict[str, Any]:
 
     Args:
       found: from `compile_step`.
+      wanted: the config before its batch was changed; None: that of `found`.
 
     Returns:
       Figures of a chip and of all together; None where the step does not fit or a
@@ -330,7 +331,8 @@ def report(found: Compiled) -> dict[str, Any]:
     mfu = share * flops[found.phase] / seconds[bound]
     starts = config.phase_starts()
     steps = [end - begin for begin, end in zip(starts, starts[1:], strict=False)]
-    rows = [n * p.batch for n, p in zip(steps, config.phases, strict=True)]
+    phases = (wanted or config).phases
+    rows = [n * p.batch for n, p in zip(steps, phases, strict=True)]
     work = sum(n * each for n, each in zip(rows, flops, strict=True))
     hours = work / (chip.flops * mfu) / 3600
     return result | {

@@ -20,9 +20,10 @@ from bert_jax.errors import UserError
 KNOWN = "v5e:4x4, v5e:16x16, v5p:4x4x4, v6e:16x16, h100:8, h200:8 or a100:8"
 _HOST = 8  # GPUs of a machine, joined by NVLink
 
-# What makes libtpu start where there is no TPU: no questions to a metadata server, and
-# no logs on the terminal or in /tmp.
+# What makes libtpu start where there is no TPU: no questions to a metadata server, no
+# lock file against other processes, and no logs on the terminal or in /tmp.
 _TPU_ENVIRONMENT = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-16",
     "TPU_WORKER_HOSTNAMES": "localhost",
@@ -158,6 +159,8 @@ def _tpus(name: str, family: str) -> Topology:
         found = topologies.get_topology_desc(topology_name=name, platform="tpu")
     except jax.errors.JaxRuntimeError as error:
         reason = str(error).splitlines()[0]
+        if "INVALID_ARGUMENT" not in reason:
+            raise
         raise UserError(
             f"--topology={name}: no such slice ({reason}); such as {KNOWN}"
         ) from error

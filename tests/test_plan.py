@@ -100,6 +100,15 @@ def test_the_longest_term_binds(compiled, slow):
     assert result["days"] == pytest.approx(hours / 8 / 24)
 
 
+def test_another_batch_is_as_much_work(compiled):
+    phases = (CONFIG.phases[0], dataclasses.replace(CONFIG.phases[1], batch=128))
+    twice = dataclasses.replace(CONFIG, phases=phases)
+    found = compiled._replace(config=twice)
+    hours = [plan.report(one, CONFIG) for one in (compiled, found)]
+    first, second = (one["chip_hours"] * one["mfu_roofline"] for one in hours)
+    assert first == pytest.approx(second)
+
+
 def test_repeated_work_costs_time_but_is_not_useful():
     model = CONFIG.model
     useful = metrics.train_flops(model, 40, 6)

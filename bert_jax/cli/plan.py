@@ -98,12 +98,12 @@ def _plans(
             else:
                 rows = int(batch) if batch else None
                 found = plan.attempt(edited, phase, place, _note, rows)
-            result = plan.report(found)
+            result = plan.report(found, config)
             if not found.fits:
                 helped = plan.remedy(found, _note)
                 result["remedy"] = helped and {
                     "set": helped[0],
-                    "plan": plan.report(helped[1]),
+                    "plan": plan.report(helped[1], config),
                 }
             yield result
 

@@ -92,7 +92,7 @@ def test_machines_that_are_not_here(name):
 
 @pytest.mark.slow
 def test_too_large_for_a_tpu_is_mended_by_compiling():
-    flags = ["--topology=v5e:2x2", "--config.model.hidden=256", "--batch=65536"]
+    flags = ["--topology=v5e:2x2", "--config.model.hidden=256", "--batch=16384"]
     done = run(*flags, "--json", "--config.model.layers=12")
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
@@ -106,10 +106,12 @@ def test_too_large_for_a_tpu_is_mended_by_compiling():
 def test_an_interrupt_ends_it_inside_a_compile():
     words = [sys.executable, "-m", "bert_jax", *COMMAND[:1]]
     words += [f"--config={ROOT}/configs/bert_large.py", "--topology=v5e:4x4"]
-    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    assert "compiling" in process.stderr.readline()
-    time.sleep(5)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(10) == -signal.SIGINT
-    assert "Traceback" not in process.stderr.read()
+    with subprocess.Popen(
+        words, cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert "compiling" in process.stderr.readline()
+        time.sleep(5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
+        assert "Traceback" not in process.stderr.read()
