@@ -50,6 +50,10 @@ REQUIREMENTS = [
 EXTRAS = {
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
+    # Compilers without the hardware, for `plan`. What libtpu 0.0.48 and later write,
+    # jaxlib 0.10 cannot always read; before 0.0.45 BERT-large for v6e crashed them.
+    "aot-tpu": ["libtpu>=0.0.45,<0.0.48"],
+    "aot-gpu": ["jax-cuda13-plugin>=0.10.2,<0.12", "jax-cuda13-pjrt>=0.10.2,<0.12"],
     "test": [
         "pytest>=9,<10",
         "pytest-xdist>=3.8,<4",

@@ -21,6 +21,7 @@ COMMANDS = {
     "import": "turn a Hugging Face or original BERT into a run directory",
     "export": "write a run's model for Hugging Face's transformers",
     "extract": "turn the lines of a text file into feature vectors",
+    "plan": "compile the step for other machines: memory, speed and cost of a run",
     "bench": "measure the input pipeline (data) or the training step (step)",
 }
 

@@ -1,21 +1,10 @@
 """Adding and dividing (sum, weight) pairs; model FLOPs and device peaks."""
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
+from bert_jax import chips
 from bert_jax.config import Model
-
-_PEAKS = (  # dense bfloat16 (V100: float16) [FLOP/s], by vendors' data sheets
-    (r"\bG?H[12]00\b", 989e12),
-    (r"\bA100\b", 312e12),
-    (r"\bV100\b", 125e12),
-    (r"^TPU v3\b", 123e12),  # a chip, which JAX shows as two devices
-    (r"^TPU v4$", 275e12),
-    (r"^TPU v5( lite|e)", 197e12),
-    (r"^TPU v5p?$", 459e12),
-    (r"^TPU v6( lite|e)", 918e12),
-)
 
 
 def add(a: Mapping[str, tuple], b: Mapping[str, tuple]) -> dict[str, tuple]:
@@ -65,6 +54,24 @@ def train_flops(model: Model, length: int, masked: int) -> float:
     return 6.0 * (length * (dense + scores) + masked * head)
 
 
+def repeated_flops(model: Model, length: int) -> float:
+    """FLOPs that rematerialisation adds to `train_flops`.
+
+    Args:
+      model: `remat` decides: `full` repeats the forward pass of the layers, `dots`
+        only the products inside attention.
+      length: positions of a row. [tokens]
+
+    Returns:
+      [FLOP a row].
+    """
+    hidden = model.hidden
+    scores = 2 * hidden * length
+    dense = 4 * hidden**2 + 2 * hidden * model.mlp
+    again = {"none": 0, "dots": scores, "full": scores + dense}[model.remat]
+    return 2.0 * length * model.layers * again
+
+
 def device_peak(kind: str) -> float | None:
     """Peak dense bfloat16 rate of a device, in FLOP/s.
 
@@ -74,4 +81,5 @@ def device_peak(kind: str) -> float | None:
     Returns:
       The vendor's figure; None for a CPU or an unknown device.
     """
-    return next((peak for word, peak in _PEAKS if re.search(word, kind)), None)
+    chip = chips.find(kind)
+    return chip and chip.flops

@@ -174,6 +174,44 @@ def micro_batch_sharding(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(None, _BATCH_AXES))
 
 
+def hold_rows(x: jax.Array) -> jax.Array:
+    """Keeps an activation cut by its rows, as the batch is, and by nothing else.
+
+    Without this the compiler cuts activations along the features of parameters that
+    `fsdp` cuts there, and gathers the rows: it then sends activations around, which
+    grow with the batch, and not parameters.
+
+    Args:
+      x: [B, ...], in a function traced with `jax.sharding.use_abstract_mesh`; in any
+        other nothing is done.
+
+    Returns:
+      x.
+    """
+    return _constrain(x, _BATCH_AXES)
+
+
+def hold_looked_up(x: jax.Array) -> jax.Array:
+    """The same for rows of a table whose features `fsdp` cuts: in two moves.
+
+    First cut as the table is, then by rows, which is one all-to-all. Left to itself
+    the compiler looks up the rows of all devices on each of them.
+
+    Args:
+      x: [B, L, D], as for `hold_rows`.
+
+    Returns:
+      x.
+    """
+    return _constrain(_constrain(x, "data", None, MESH_AXIS["embed"]), _BATCH_AXES)
+
+
+def _constrain(x: jax.Array, *axes: Any) -> jax.Array:
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """A whole copy on every device; for scalars."""
     return NamedSharding(mesh, PartitionSpec())

@@ -1,5 +1,6 @@
 """The training state and the two functions that are compiled: train and evaluate."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -160,6 +161,17 @@ def _accumulated_gradients(
     return total
 
 
+def _on(mesh: Mesh, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, traced where `sharding.hold_rows` sees the mesh."""
+
+    @functools.wraps(function)
+    def traced(*args: Any) -> Any:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            return function(*args)
+
+    return traced
+
+
 def make_train_step(
     task: Task,
     optimizer: optax.GradientTransformation,
@@ -212,7 +224,7 @@ def make_train_step(
 
     shardings = state_shardings(task, optimizer, mesh)
     return jax.jit(
-        train_step,
+        _on(mesh, train_step),
         in_shardings=(shardings, sharding.batch_sharding(mesh)),
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
@@ -266,7 +278,7 @@ def _reader(
 ) -> Callable[[Any, Batch], Any]:
     shapes = jax.eval_shape(task.init, jax.random.key(0))
     return jax.jit(
-        function,
+        _on(mesh, function),
         in_shardings=(
             sharding.param_shardings(mesh, shapes),
             sharding.batch_sharding(mesh),

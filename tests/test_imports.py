@@ -14,12 +14,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bert_jax"
 ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "bert_jax errors",
-    "config tree",
-    "losses metrics scores sharding distributed log arrays",
+    "config tree chips program",
+    "losses metrics scores sharding distributed log arrays topology",
     "watch goodput",
     "model optim data",
     "tasks interop",
     "step",
+    "plan",
     "checkpoint evaluate",
     "initial labelled",
     "run curves",

@@ -79,6 +79,35 @@ class Batches:
         return masking.mask(batch, layout, vocabulary, objective, key)
 
 
+def shapes(config: Config, phase: int) -> dict[str, tuple[tuple[int, int], type]]:
+    """Shape and dtype of each array of a phase's batches, without making one.
+
+    Args:
+      config: of the run.
+      phase: index into `config.phases`.
+
+    Returns:
+      name -> (shape, dtype), as `examples.build` and `masking.mask` have them.
+    """
+    shape, objective = config.phases[phase], config.objective
+    groups = {
+        "token segment position example": shape.length,
+        "mlm_position mlm_label mlm_weight": masking.max_masked(
+            objective, shape.length
+        ),
+    }
+    if objective.pair == "nsp":
+        groups["nsp_position nsp_label nsp_weight"] = shape.max_packed
+    return {
+        name: (
+            (shape.batch, size),
+            np.float32 if name.endswith("weight") else np.int32,
+        )
+        for names, size in groups.items()
+        for name in names.split()
+    }
+
+
 def iterate(
     read: Callable[[int], Batch], start: int, stop: int, ahead: int = 4
 ) -> Iterator[Batch]:

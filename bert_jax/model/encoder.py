@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int32, UInt32
 from bert_jax.config import Model
 from bert_jax.model.attention import Attention
 from bert_jax.model.layers import Dense, Norm, Words, dropout, gelu, initializer
+from bert_jax.sharding import hold_looked_up, hold_rows
 
 
 def padded_vocabulary(config: Model) -> int:
@@ -52,6 +53,7 @@ class Embeddings(nn.Module):
         # A product, not a gather: its gradient would add all rows onto two of them.
         one_hot = jax.nn.one_hot(segment, self.config.segments, dtype=total.dtype)
         total += one_hot @ self.segment
+        total = hold_looked_up(total)
         return dropout(self.norm(total), words, self.config.dropout)
 
 
@@ -95,8 +97,8 @@ class Layer(nn.Module):
         example: Int32[Array, "B L"],
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"] | None]:
         """Applies the layer; what `nn.scan` stacks comes second."""
-        x = self.attention(x, example, None if words is None else words[:2])
-        x = self.mlp(x, None if words is None else words[2])
+        x = hold_rows(self.attention(x, example, None if words is None else words[:2]))
+        x = hold_rows(self.mlp(x, None if words is None else words[2]))
         return x, x if self.keep else None
 
 

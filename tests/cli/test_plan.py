@@ -1,0 +1,117 @@
+"""`bert-jax plan`: here on the fake devices, and for a TPU and a GPU without either."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bert_jax.__main__ import main
+
+ROOT = Path(__file__).parents[2]
+COMMAND = ["plan", f"--config={ROOT}/configs/bert_tiny.py:smoke"]
+KEYS = (
+    "fits hbm_bytes hbm_used_bytes params flops_per_token collectives bound "
+    "step_seconds_roofline mfu_roofline tokens_per_second chip_hours batch_per_chip"
+).split()
+
+
+def run(*flags):
+    """In a process of its own, as a user has it: no platform is asked for."""
+    environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+    words = [sys.executable, "-m", "bert_jax", *COMMAND, *flags]
+    return subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True
+    )
+
+
+def test_devices_that_are_here(capsys):
+    assert main([*COMMAND, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert not set(KEYS) - set(result)
+    assert result["fits"] and result["chips"] == 8 and result["phase"] == 1
+    assert result["collectives"]["all-reduce"]["bytes"] >= 4 * result["params"]
+
+
+def test_meshes_make_a_table(capsys):
+    flags = ["--mesh=data=-1", "--mesh=data=2,fsdp=4", "--batch=2", "--phase=0"]
+    assert main([*COMMAND, *flags]) == 0
+    printed = capsys.readouterr()
+    head, first, second, note = printed.out.splitlines()
+    assert head.split()[:3] == ["topology", "mesh", "rows/chip"]
+    assert first.split()[1:4] == ["8x1x1", "2", "1"]
+    assert second.split()[1:4] == ["2x4x1", "2", "1"]
+    assert "8 steps" in note
+    assert all(line.startswith("plan: ") for line in printed.err.splitlines())
+
+
+def test_a_page_for_a_person(capsys):
+    assert main([*COMMAND, "--batch=1", "--mesh=model=2", "--phase=0"]) == 0
+    printed = capsys.readouterr().out
+    for word in ("mesh data 4, fsdp 1, model 2", "parameters", "all-reduce", "GB"):
+        assert word in printed
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--phase=2", "--phase=2"),
+        ("--batch=some", "--batch=some"),
+        ("--batch=0", "--batch=0"),
+        ("--mesh=rows=2", "--mesh=rows=2"),
+        ("--mesh=fsdp=-1", "only one axis may be -1"),
+        ("--mesh=fsdp=3", "asks for 3 devices"),
+        ("--topology=v5e", "such as v5e:4x4"),
+    ],
+)
+def test_mistakes_are_named(flag, message, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    assert main([*COMMAND, flag]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e:2x2", "h100:8"])
+def test_machines_that_are_not_here(name):
+    done = run(f"--topology={name}", "--batch=4", "--json")
+    assert done.returncode == 0, done.stderr
+    assert all(line.startswith("plan: ") for line in done.stderr.splitlines())
+    result = json.loads(done.stdout)
+    assert not set(KEYS) - set(result)
+    assert result["fits"] and result["bound"] in result["seconds"]
+    assert 0 < result["mfu_roofline"] < 1
+    model = {"vocab": 2048, "hidden": 32}
+    wanted = result["params"] + model["vocab"] * model["hidden"]  # tied: twice
+    reduced = result["collectives"]["all-reduce"]["elements"]
+    assert wanted <= reduced < 1.05 * wanted
+
+
+@pytest.mark.slow
+def test_too_large_for_a_tpu_is_mended_by_compiling():
+    flags = ["--topology=v5e:2x2", "--config.model.hidden=256", "--batch=16384"]
+    done = run(*flags, "--json", "--config.model.layers=12")
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert not result["fits"] and result["hbm_used_bytes"] > result["hbm_bytes"]
+    mended = result["remedy"]
+    (field,) = mended["set"]
+    assert field == "phases[1].accumulate" and mended["plan"]["fits"]
+
+
+@pytest.mark.slow
+def test_an_interrupt_ends_it_inside_a_compile():
+    words = [sys.executable, "-m", "bert_jax", *COMMAND[:1]]
+    words += [f"--config={ROOT}/configs/bert_large.py", "--topology=v5e:4x4"]
+    with subprocess.Popen(
+        words, cwd=ROOT, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert "compiling" in process.stderr.readline()
+        time.sleep(5)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == -signal.SIGINT
+        assert "Traceback" not in process.stderr.read()
