@@ -45,9 +45,11 @@ REQUIREMENTS = [
     "matplotlib>=3.10,<4",
     "rich>=14",
     "psutil>=6",
+    "etils[epath]>=1.13",  # Orbax's paths
 ]
 EXTRAS = {
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
+    "gcs": ["gcsfs>=2026.1"],  # brings google-cloud-storage, which Orbax asks for
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     "test": [
         "pytest>=9,<10",
@@ -56,6 +58,8 @@ EXTRAS = {
         "beartype>=0.22,<0.24",
         "ruff>=0.17,<0.18",
         "pyright[nodejs]>=1.1.414,<1.2",
+        "gcsfs>=2026.1",
+        "gcp-storage-emulator>=2026.7",
         "transformers>=5,<6",  # its tokenizers, its collator and, with torch, its BERT
     ],
     # What tests/interop compares with, live; large, so not in `test`.

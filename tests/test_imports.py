@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bert_jax"
 ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "bert_jax errors",
-    "config tree",
+    "config tree remote",
     "losses metrics scores sharding distributed log arrays",
     "watch goodput",
     "model optim data",
