@@ -63,7 +63,9 @@ class Checkpoints:
         """
         # Orbax tells every detail, and warns of each save without metrics.
         absl.logging.set_verbosity(absl.logging.ERROR)
-        self._directory = epath.Path(directory).absolute()
+        self._directory = epath.Path(directory)
+        if not remote.is_remote(directory):  # epath would put it below this one
+            self._directory = self._directory.absolute()
         self._metric, self._read_only = metric, read_only
         self._whole: set[int] = set()  # steps whose checksums were right
         self._saving = 0  # the step that is being saved [updates]

@@ -116,7 +116,8 @@ def _stamps(folder: str | Path) -> _Stamps:
 def files(url: str) -> dict[str, str]:
     """The files below a URL, and a text that changes with the contents of each.
 
-    From Google that is the CRC32C which it keeps itself: no file is read.
+    From Google that is the CRC32C which it keeps itself: no file is read. (It is the
+    same for all files that end with their own CRC32C, as some of TensorStore do.)
 
     Raises:
       UserError: the bucket cannot be read.
@@ -128,7 +129,7 @@ def files(url: str) -> dict[str, str]:
             fs.ls(root.split("/")[0])
         found = fs.find(root, detail=True)
     return {
-        name.removeprefix(root).lstrip("/"): info.get("crc32c") or str(info["size"])
+        name.removeprefix(root).lstrip("/"): f"{info['size']} {info.get('crc32c')}"
         for name, info in sorted(found.items())
     }
 
