@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bert_jax import remote
+from bert_jax.cli.arguments import parse
 from bert_jax.errors import UserError
 from tests import bucket
 from tests.cli import corpus
@@ -27,7 +28,8 @@ URL = "memory://bucket/run"
 def memory():
     found = fsspec.filesystem("memory")
     yield found
-    found.rm("/bucket", recursive=True)
+    found.store.clear()
+    found.pseudo_dirs[:] = [""]
 
 
 def put(memory, name: str, text: str) -> None:
@@ -46,14 +48,23 @@ def test_a_run_comes_and_goes_without_what_is_large(memory):
     folder = Path(remote.open_run(URL + "/"))
     found = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert found == {"config.json", "tokenizer/vocab.txt"}
-    assert remote.where(folder, "checkpoints") == remote.where(URL, "checkpoints")
-    assert remote.where("runs/a", "checkpoints") == Path("runs/a/checkpoints")
     (folder / "metrics.jsonl").write_text("1\n")
     (folder / ".metrics.jsonl.tmp").write_text("half")
     remote.push(folder)
     assert names(memory) - found == {
         *("metrics.jsonl", "checkpoints/4/params/d", "store/tokens.bin")
     }
+
+
+def test_where_a_run_lies(monkeypatch):
+    assert str(remote.where("runs/a", "checkpoints")) == "runs/a/checkpoints"
+    monkeypatch.setitem(remote._folders, "/tmp/a", ("gs://bucket/run", {}))
+    place = remote.where("/tmp/a", "checkpoints")
+    assert str(place) == "gs://bucket/run/checkpoints"
+    with pytest.raises(UserError, match="needs a local directory"):
+        parse([f"--workdir={place}"], "", "bert-jax sweep", remote_workdir=False)
+    with pytest.raises(UserError, match="only gs:// can be used"):
+        parse(["--workdir=s3://bucket/run"], "", "bert-jax train")
 
 
 def test_only_what_changed_is_pushed_and_the_summary_last(memory, monkeypatch):
