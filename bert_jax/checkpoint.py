@@ -133,6 +133,7 @@ class Checkpoints:
         with self._writing():
             if step in self._manager.all_steps():
                 return
+            self._manager.wait_until_finished()  # `save` would, but `_seal` asks
             self._saving = step
             self._manager.save(
                 step,

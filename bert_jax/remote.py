@@ -11,6 +11,7 @@ import contextlib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -34,7 +35,7 @@ SUMMARY = "summary.json"
 _CACHE = "BERT_JAX_CACHE", "~/.cache/bert_jax"  # variable, and folder if it is not set
 _BLOCK = 1 << 24  # bytes
 _EVERY = 2.0  # [s] between two reports of progress
-_STRANGERS = "gcsfs", "aiohttp", "requests", "google", "asyncio", "fsspec"
+_STRANGERS = "gcsfs", "aiohttp", "requests", "google", "fsspec"
 
 _Stamps = dict[str, tuple[int, int]]  # of files: time of change [ns] and bytes
 _folders: dict[str, tuple[str, _Stamps]] = {}  # of runs: their URL, files as pushed
@@ -278,6 +279,8 @@ def _checksum(path: Path) -> str:
 @contextlib.contextmanager
 def _reaching(url: str) -> Iterator[Any]:
     """A file system for a URL; what goes wrong with it becomes a UserError."""
+    # It prints a traceback of what is caught here.
+    logging.getLogger("gcsfs").setLevel(logging.CRITICAL)
     try:
         import fsspec
 
