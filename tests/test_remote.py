@@ -285,7 +285,9 @@ class Bucket:
         urllib.request.urlopen(request, timeout=60).close()
 
     def lines(self, run: str) -> list[dict]:
-        return [json.loads(line) for line in self.text(f"{run}/metrics.jsonl").split()]
+        return [
+            json.loads(line) for line in self.text(f"{run}/metrics.jsonl").splitlines()
+        ]
 
     def steps(self, run: str) -> list[int]:
         """Of the checkpoints that are complete."""
