@@ -46,9 +46,11 @@ REQUIREMENTS = [
     "rich>=14",
     "psutil>=6",
     "pyyaml>=6",  # launch/gke.py; flax needs it too
+    "etils[epath]>=1.13",  # Orbax's paths
 ]
 EXTRAS = {
     "gpu": ["jax[cuda13]>=0.10.2,<0.12"],
+    "gcs": ["gcsfs>=2026.1"],  # brings google-cloud-storage, which Orbax asks for
     "tpu": ["jax[tpu]>=0.10.2,<0.12"],
     # Compilers without the hardware, for `plan`. What libtpu 0.0.48 and later write,
     # jaxlib 0.10 cannot always read; before 0.0.45 BERT-large for v6e crashed them.
@@ -62,6 +64,8 @@ EXTRAS = {
         "ruff>=0.17,<0.18",
         "pyright[nodejs]>=1.1.414,<1.2",
         "jsonschema>=4.23,<5",  # the manifests of launch/gke.py
+        "gcsfs>=2026.1",
+        "gcp-storage-emulator>=2026.7",
         "transformers>=5,<6",  # its tokenizers, its collator and, with torch, its BERT
     ],
     # What tests/interop compares with, live; large, so not in `test`.

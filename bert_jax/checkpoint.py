@@ -3,12 +3,15 @@
 Parameters lie in an item of their own (`params`), the rest of the state in another
 (`rest`), so that evaluation and export read no optimizer state. Beside them lies
 `checksums.json`, over all their files, written before the checkpoint counts as there:
-neither Orbax nor the format would notice a flipped bit.
+neither Orbax nor the format would notice a flipped bit. In a bucket they are the
+CRC32C that it keeps of each file, and checks itself: a listing says whether all are
+there as they were, and nothing has to be read back.
 """
 
 import contextlib
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -17,10 +20,10 @@ from typing import Any
 import absl.logging
 import jax
 import orbax.checkpoint as ocp
-import xxhash
+from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from bert_jax import distributed, tree
+from bert_jax import distributed, remote, tree
 from bert_jax.errors import UserError
 from bert_jax.step import TrainState
 
@@ -38,7 +41,7 @@ class Checkpoints:
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | os.PathLike[str],
         keep_last: int = 1,
         keep_best: int = 0,
         metric: str = "eval_mlm_loss",
@@ -48,7 +51,7 @@ class Checkpoints:
         """Opens the directory, making it if need be.
 
         Args:
-          directory: `checkpoints/` of the run directory.
+          directory: `checkpoints/` of the run directory, from `remote.where`.
           keep_last: newest checkpoints kept.
           keep_best: checkpoints of best `metric` kept besides.
           metric: a name in the metrics given to `save`.
@@ -61,9 +64,12 @@ class Checkpoints:
         # Orbax tells every detail, warns of each save without metrics, and prints the
         # traces of errors that it also raises.
         absl.logging.set_verbosity(absl.logging.FATAL)
-        self._directory = Path(directory).absolute()
+        self._directory = epath.Path(directory)
+        if not remote.is_remote(directory):  # epath would put it below this one
+            self._directory = self._directory.absolute()
         self._metric, self._read_only = metric, read_only
         self._whole: set[int] = set()  # steps whose checksums were right
+        self._saving = 0  # the step that is being saved [updates]
 
         def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
             """Lower is better, then earlier; what is not a number counts as worst."""
@@ -128,6 +134,8 @@ class Checkpoints:
         with self._writing():
             if step in self._manager.all_steps():
                 return
+            self._manager.wait_until_finished()  # `save` would, but `_seal` asks
+            self._saving = step
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -229,7 +237,10 @@ class Checkpoints:
     def _seal(self) -> None:
         """Writes the checksums of the checkpoint that is about to be complete."""
         if distributed.index() == 0:
-            for folder in self._directory.glob("*.orbax-checkpoint-tmp*"):
+            folders = self._directory.glob("*.orbax-checkpoint-tmp*")
+            if remote.is_remote(self._directory):  # nothing is renamed there
+                folders = [self._directory / str(self._saving)]
+            for folder in folders:
                 text = json.dumps(_checksums(folder), indent=1)
                 (folder / _CHECKSUMS).write_text(text, "utf-8")
 
@@ -376,21 +387,14 @@ class Checkpoints:
             ) from error
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    """Hash of each file, by its path from `folder`."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_file() and name != _CHECKSUMS:
-            digest = xxhash.xxh3_64()
-            with path.open("rb") as file:
-                while block := file.read(1 << 24):
-                    digest.update(block)
-            found[name] = digest.hexdigest()
-    return found
+def _checksums(folder: epath.Path) -> dict[str, str]:
+    """Of each file, by its path from `folder`."""
+    there = remote.is_remote(folder)
+    found = remote.files(str(folder)) if there else remote.checksums(Path(folder))
+    return {name: text for name, text in found.items() if name != _CHECKSUMS}
 
 
-def _is_json(path: Path) -> bool:
+def _is_json(path: epath.Path) -> bool:
     try:
         return bool(json.loads(path.read_text("utf-8")))
     except (OSError, ValueError):

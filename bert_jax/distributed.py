@@ -266,12 +266,13 @@ def listen(hear: Callable[[dict[str, Any]], None]) -> None:
         hear(json.loads(text))
 
 
-def agree(name: str, facts: Mapping[str, Any]) -> None:
+def agree(name: str, facts: Mapping[str, Any], seconds: float = _START) -> None:
     """Makes sure that all processes are about to do the same.
 
     Args:
       name: what is compared, for messages; each may be used once.
       facts: by name, JSON values.
+      seconds: for all processes to come here.
 
     Raises:
       UserError: processes differ; the message names which, and in what.
@@ -281,7 +282,7 @@ def agree(name: str, facts: Mapping[str, Any]) -> None:
         return
     board = Board(f"agree/{name}")
     board.put(facts)
-    notes = board.all(_START)
+    notes = board.all(seconds)
     faults = []
     for fact in sorted({fact for note in notes for fact in note}):
         texts = [json.dumps(note.get(fact)) for note in notes]

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from bert_jax import config as configs
-from bert_jax import interop, tree
+from bert_jax import interop, remote, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Tokenizer
 from bert_jax.data.tokenizer import load_tokenizer
@@ -26,9 +26,8 @@ _WEIGHTS_DECIDE = (
 def is_run(directory: str | Path) -> bool:
     """Whether a directory is a run of ours, with weights in it."""
     directory = Path(directory)
-    return (directory / "checkpoints").is_dir() and (
-        directory / "config.json"
-    ).is_file()
+    there = remote.where(directory, remote.CHECKPOINTS).is_dir()
+    return there and (directory / "config.json").is_file()
 
 
 def fit_vocabulary(config: Config, size: int) -> Config:
@@ -118,7 +117,8 @@ def _list(names: list[str]) -> str:
 
 def _restore(directory: str, own: dict[str, Any], note: Callable[[str], None]) -> Any:
     """A run's parameters, placed like those of this run that have the same shape."""
-    with Checkpoints(Path(directory) / "checkpoints", read_only=True) as checkpoints:
+    saved = remote.where(directory, remote.CHECKPOINTS)
+    with Checkpoints(saved, read_only=True) as checkpoints:
         step = checkpoints.newest_whole(note)
         if step is None:
             raise UserError(f"config.init={directory}: that run has no checkpoint yet")

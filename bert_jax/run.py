@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import optax
 from jax.sharding import Mesh
 
-from bert_jax import distributed, labelled, log, optim, sharding
+from bert_jax import distributed, labelled, log, optim, remote, sharding
 from bert_jax.config import Config, to_json
 from bert_jax.data import prepare
 from bert_jax.data.pipeline import Batches
@@ -83,7 +83,7 @@ class Run(NamedTuple):
 
 def store_directory(config: Config, workdir: str) -> str:
     """Where the token store of a run lies."""
-    return config.data.store or str(Path(workdir) / "store")
+    return config.data.store or str(remote.where(workdir, remote.STORE))
 
 
 def settle(config: Config) -> tuple[Config, labelled.Files | None]:
@@ -130,12 +130,16 @@ def assemble(
     for i, phase in enumerate(config.phases):
         sharding.check_batch(mesh, phase, i)
     directory = store_directory(config, workdir)
-    if not (config.data.store and Path(directory, "manifest.json").is_file()):
-        workers = config.data.num_workers
-        distributed.primary_first(
-            "store", lambda: prepare.prepare_store(config, directory, workers, note)
-        )
-    store = open_store(directory)
+    if not (config.data.store and remote.exists(directory, remote.MANIFEST)):
+
+        def prepared() -> None:
+            # The text need not be on the other hosts, if the store will come to them.
+            if distributed.index() == 0 or not remote.is_remote(directory):
+                workers = config.data.num_workers
+                prepare.prepare_store(config, directory, workers, note)
+
+        distributed.primary_first("store", prepared)
+    store = open_store(directory, note)
     size, limit = store.vocabulary.size, config.model.vocab_size
     if size > limit:
         raise UserError(
@@ -152,7 +156,7 @@ def assemble(
             )
     config = fit_vocabulary(config, size)
     task = pretrain(config.model, config.objective)
-    tokenizer = load_tokenizer(directory, config.tokenizer)
+    tokenizer = load_tokenizer(store.path, config.tokenizer)
     return _run(config, tokenizer, Stored(store, config), mesh, task)
 
 

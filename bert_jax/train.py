@@ -21,6 +21,7 @@ from bert_jax import (
     initial,
     log,
     metrics,
+    remote,
     sharding,
     step,
     tree,
@@ -34,6 +35,7 @@ from bert_jax.run import Run, assemble, claim, finished, settle
 from bert_jax.watch import Watch
 
 _IN_FLIGHT = 2  # steps handed to the devices before their results are awaited
+_PREPARE = 7 * 24 * 3600.0  # [s] for the data of all hosts to be there
 
 
 def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str, Any]:
@@ -54,7 +56,8 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
     """
     began = time.monotonic()
     watch = watch or Watch(0)
-    if (Path(workdir) / "checkpoints" / "0").is_dir():
+    directory = remote.where(workdir, remote.CHECKPOINTS)
+    if (directory / "0").is_dir():
         raise UserError(
             f"--workdir={workdir} holds an imported model, which is never changed; "
             f"train it in another one with --config.init={workdir}"
@@ -67,14 +70,15 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
     done = finished(workdir)
     if done is not None:
         return done
+    remote.push(workdir)  # a bucket that cannot be written is noticed here
+    watch.doing("preparing the data", within=_PREPARE)
     run = assemble(config, workdir, _say, files)
     config = run.config
-    distributed.agree("data", {"data": run.data.fingerprint()})
+    distributed.agree("data", {"data": run.data.fingerprint()}, _PREPARE)
     if distributed.index() == 0:
         run.tokenizer.save(Path(workdir, "tokenizer"))
 
     # --- State: fresh, or the newest checkpoint that is whole. ---
-    directory = Path(workdir) / "checkpoints"
     best = run.task.best, run.task.largest
     keep = config.keep_last, config.keep_best
     with Checkpoints(directory, *keep, *best) as checkpoints:
@@ -93,7 +97,8 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
         with log.Reporter(workdir, config.steps, primary, start) as reporter:
             reporter.event("start", start, time.monotonic() - began)
             if start:
-                reporter.note(f"continuing {workdir} from step {start}")
+                where = remote.where(workdir)
+                reporter.note(f"continuing {where} from step {start}")
             loop = _Loop(run, workdir, checkpoints, reporter, start, state, watch)
             try:
                 summary = loop.run_phases()
@@ -230,6 +235,7 @@ class _Loop:
         self.watch.doing("saving")
         began = time.monotonic()
         scores = self.scores if self.evaluated == self.step else None
+        remote.push(self.workdir)
         self.checkpoints.save(self.step, self.state, scores)
         self.reporter.event("save", self.step, time.monotonic() - began)
         self.meter.start()
@@ -240,7 +246,7 @@ class _Loop:
         self.checkpoints.wait()
         return Stopped(
             f"{stopped}: step {self.step} is saved; the same command continues "
-            f"{self.workdir}",
+            f"{remote.where(self.workdir)}",
             stopped.status,
         )
 
@@ -258,6 +264,7 @@ class _Loop:
         self.evaluated = self.step
         self.reporter.evaluation(self.step, self.scores)
         self.reporter.event("evaluate", self.step, time.monotonic() - began)
+        remote.push(self.workdir)
         self.meter.start()
 
     def is_stale(self) -> bool:
@@ -298,8 +305,9 @@ class _Loop:
         saved = self.checkpoints.latest_step()
         raise UserError(
             f"step {bad}: loss {values['loss']}, gradient norm {values['grad_norm']}; "
-            f"its batch is in {path}, the newest checkpoint is of step {saved}. Try a "
-            "lower --config.optim.peak_rate, a longer --config.optim.warmup_share or "
+            f"its batch is in {remote.where(self.workdir, path.name)}, the newest "
+            f"checkpoint is of step {saved}. Try a lower --config.optim.peak_rate, a "
+            "longer --config.optim.warmup_share or "
             "--config.model.dtype=float32, in another --workdir"
         )
 

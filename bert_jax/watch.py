@@ -90,15 +90,17 @@ class Watch:
                 signal.signal(number, old)
             signal.set_wakeup_fd(self._old_wakeup)
 
-    def doing(self, what: str, begun: bool = False) -> None:
+    def doing(self, what: str, begun: bool = False, within: float = 0) -> None:
         """A sign of life of this process alone.
 
         Args:
           what: it does from now on, for messages.
           begun: from now on there is something that a signal has to save.
+          within: time that it may take in which nobody loses patience. [s]
         """
         with self._lock:
             self._sign(what)
+            self._life += within
             self._begun = self._begun or begun
 
     def poll(self, what: str) -> None:

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bert_jax"
 ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "bert_jax errors",
-    "config tree chips program",
+    "config tree chips program remote",
     "losses metrics scores sharding distributed log arrays topology",
     "watch goodput",
     "model optim data",

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from bert_jax import config
+from bert_jax import config, remote
 from bert_jax.errors import UserError
 
 
@@ -25,6 +25,7 @@ def parse(
     example: str,
     options: Callable[[ArgumentParser], None] | None = None,
     config_required: bool = True,
+    remote_workdir: bool = True,
 ) -> Namespace:
     """Reads a command's flags and loads its config.
 
@@ -36,9 +37,11 @@ def parse(
       options: adds the command's own arguments.
       config_required: False for commands that read a run back: without --config
         they take `config.json` from --workdir, and the config may stay None.
+      remote_workdir: --workdir may be in a bucket.
 
     Returns:
-      `workdir` (str or None), `json` (bool), the command's own arguments, and
+      `workdir` (str or None; of a run in a bucket the folder from `remote.open_run`),
+      `json` (bool), the command's own arguments, and
       `config`, the frozen Config with the `--config.a.b=value` overrides applied;
       `config_file` (str or None) and `overrides`, the texts that it was made of.
 
@@ -59,7 +62,9 @@ def parse(
         help="a file in configs/, or the config.json of a run; "
         "--config.a.b=VALUE changes one field of it",
     )
-    parser.add_argument("--workdir", metavar="DIR", help="the run directory")
+    parser.add_argument(
+        "--workdir", metavar="DIR", help="the run directory; may be gs://BUCKET/PATH"
+    )
     parser.add_argument(
         "--json",
         action="store_true",
@@ -71,6 +76,14 @@ def parse(
     args, unknown = parser.parse_known_args(rest)
     if unknown:
         _reject(unknown[0], parser)
+    if args.workdir and remote.is_remote(args.workdir):
+        if not (remote_workdir and args.workdir.startswith("gs://")):
+            raise UserError(
+                f"--workdir={args.workdir}: this command needs a local directory"
+                if not remote_workdir
+                else f"--workdir={args.workdir}: of all URLs only gs:// can be used"
+            )
+        args.workdir = remote.open_run(args.workdir)
     args.config_file, args.overrides = args.config, overrides
     args.config = _load(args.config, args.workdir, overrides, config_required)
     return args

@@ -26,7 +26,11 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str]) -> int:
     """Measures one part and prints a table, or JSON."""
     args = parse(
-        argv, "Measure the input pipeline or the training step.", EXAMPLE, _options
+        argv,
+        "Measure the input pipeline or the training step.",
+        EXAMPLE,
+        _options,
+        remote_workdir=False,
     )
     if not 0 <= args.phase < len(args.config.phases):
         raise UserError(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from bert_jax.cli.arguments import parse
 
 EXAMPLE = "bert-jax export --workdir=runs/tiny --output=exported/tiny"
@@ -28,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
     import jax
 
     from bert_jax import config as configs
-    from bert_jax import sharding
+    from bert_jax import remote, sharding
     from bert_jax.cli.restore import parameters
     from bert_jax.data.tokenizer import load_tokenizer
     from bert_jax.initial import fit_vocabulary
@@ -43,10 +45,13 @@ def main(argv: Sequence[str]) -> int:
     best = "eval_score" if config.task.score else None
     step, params = parameters(args.workdir, lambda rng: {}, mesh, best)
     kind, tensors = huggingface.to_tensors(params, config.model, config.task)
-    summary = _read(workdir / "summary.json")
-    manifest = _read(Path(store_directory(config, args.workdir)) / "manifest.json")
+    summary = _read(remote.where(workdir, remote.SUMMARY))
+    store = store_directory(config, args.workdir)
+    manifest = _read(remote.where(store, remote.MANIFEST))
     size = sum(array.size for array in tensors.values())
-    text = card(config, workdir.resolve().name, kind, summary, manifest, size)
+    text = card(
+        config, remote.where(workdir).resolve().name, kind, summary, manifest, size
+    )
     output = Path(args.output)
     huggingface.save(output, config, kind, tensors, tokenizer, text)
     settings = configs.to_json(config)
@@ -58,7 +63,7 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: epath.Path) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError):
         return json.loads(file.read_text(encoding="utf-8"))
     return {}

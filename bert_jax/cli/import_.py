@@ -26,7 +26,14 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str]) -> int:
     """Reads a model, writes it as a run, prints what it is."""
     about = "Turn a Hugging Face or original BERT into a run directory."
-    args = parse(argv, about, EXAMPLE, _options, config_required=False)
+    args = parse(
+        argv,
+        about,
+        EXAMPLE,
+        _options,
+        config_required=False,
+        remote_workdir=False,
+    )
     if not args.workdir:
         raise UserError("--workdir=DIR is missing: the run directory to make")
     workdir = Path(args.workdir)

@@ -131,7 +131,7 @@ def _predict(
     """What the run says of each example of each source."""
     import jax
 
-    from bert_jax import labelled, sharding
+    from bert_jax import labelled, remote, sharding
     from bert_jax.checkpoint import Checkpoints
     from bert_jax.cli.restore import parameters
     from bert_jax.data import device
@@ -154,7 +154,7 @@ def _predict(
         part: params[part] for part in jax.eval_shape(task.init, jax.random.key(0))
     }
     unit = mesh.shape["data"] * mesh.shape["fsdp"]
-    where = Path(workdir) / "checkpoints"
+    where = remote.where(workdir, remote.CHECKPOINTS)
     with Checkpoints(
         where, metric=task.best, largest=task.largest, read_only=True
     ) as checkpoints:

@@ -4,8 +4,8 @@ import json
 import sys
 import time
 from argparse import ArgumentParser
-from pathlib import Path
 
+from bert_jax import remote
 from bert_jax.cli.arguments import parse
 from bert_jax.data.prepare import prepare_store
 from bert_jax.errors import UserError
@@ -24,7 +24,7 @@ def main(argv: list[str]) -> int:
     if not directory:
         if not args.workdir:
             raise UserError("--workdir=DIR is missing; the store goes to DIR/store")
-        directory = str(Path(args.workdir) / "store")
+        directory = str(remote.where(args.workdir, remote.STORE))
     workers = args.config.data.num_workers
     if args.num_workers is not None:
         workers = args.num_workers

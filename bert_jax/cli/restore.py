@@ -4,12 +4,11 @@ import argparse
 import dataclasses
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
 
-from bert_jax import labelled, sharding, tree
+from bert_jax import labelled, remote, sharding, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Mesh
 from bert_jax.errors import UserError
@@ -35,9 +34,10 @@ def require(args: argparse.Namespace) -> Config:
     """The config of the run in `--workdir`, to be used on all local devices."""
     if not args.workdir:
         raise UserError("--workdir=DIR is missing: the directory of a run")
-    if args.config is None or not (Path(args.workdir) / "checkpoints").is_dir():
+    place = remote.where(args.workdir, remote.CHECKPOINTS)
+    if args.config is None or not place.is_dir():
         raise UserError(
-            f"--workdir={args.workdir} holds no run; train one with bert-jax train, or "
+            f"--workdir={place.parent} holds no run; train one with bert-jax train, or "
             "import one with bert-jax import"
         )
     phases = [p.batch for p in args.config.phases]
@@ -66,7 +66,7 @@ def parameters(
     Raises:
       UserError: there is no checkpoint, or it lacks a part or has another shape.
     """
-    directory = Path(workdir) / "checkpoints"
+    directory = remote.where(workdir, remote.CHECKPOINTS)
     metric = {"metric": largest, "largest": True} if largest else {}
     with Checkpoints(directory, **metric, read_only=True) as checkpoints:
         best = checkpoints.best_step() if largest else None

@@ -45,7 +45,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str]) -> int:
     """Runs what is not finished yet, and keeps a table of what is."""
     about = "Train with several settings and seeds, and compare the scores."
-    args = parse(argv, about, EXAMPLE, _options)
+    args = parse(argv, about, EXAMPLE, _options, remote_workdir=False)
     if not args.workdir:
         raise UserError("--workdir=DIR is missing: where the runs and the table go")
     if args.jobs < 1:

@@ -15,7 +15,7 @@ def main(argv: Sequence[str]) -> int:
     args = parse(argv, "Pretrain, or continue a run that was stopped.", EXAMPLE)
     if not args.workdir:
         raise UserError("--workdir=DIR is missing: the run directory")
-    from bert_jax import distributed
+    from bert_jax import distributed, remote
     from bert_jax.run import finished
     from bert_jax.train import train
     from bert_jax.watch import Watch
@@ -25,7 +25,8 @@ def main(argv: Sequence[str]) -> int:
     distributed.start(os.environ)
     before = finished(args.workdir)
     try:
-        with Watch(args.config.hang_after) as watch:
+        watched = Watch(args.config.hang_after)
+        with watched as watch, remote.pushed(args.workdir):
             summary = train(args.config, args.workdir, watch)
     except Stopped:
         distributed.leave()
@@ -37,10 +38,9 @@ def main(argv: Sequence[str]) -> int:
     if args.json:
         print(json.dumps(summary))
         return 0
+    workdir = remote.where(args.workdir)
     done = "was finished already" if before else "finished"
-    print(
-        f"{args.workdir} {done}: {summary['steps']} steps, {summary['seconds']:.0f} s"
-    )
+    print(f"{workdir} {done}: {summary['steps']} steps, {summary['seconds']:.0f} s")
     if "score" in summary:
         print(
             f"  {summary['score_name']} {summary['score']:.4f} on the dev set, at step "
@@ -56,5 +56,5 @@ def main(argv: Sequence[str]) -> int:
         if name in summary:
             against = f"  ({summary[baseline]:.4f} {meaning})" if baseline else ""
             print(f"  {label:14} {name:18} {summary[name]:.4f}{against}")
-    print(f'try: bert-jax fill --workdir={args.workdir} "a sentence with a [MASK]"')
+    print(f'try: bert-jax fill --workdir={workdir} "a sentence with a [MASK]"')
     return 0

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from bert_jax import remote
 from bert_jax.config import Config
 from bert_jax.data import corpus
 from bert_jax.data.blocks import Part, encode_blocks
@@ -44,7 +45,7 @@ def prepare_store(
 
     Args:
       config: `data`, `tokenizer` and `model.vocab_size` are read.
-      directory: where the store shall be.
+      directory: where the store shall be; may be in a bucket.
       num_workers: [processes] 0 is one for each core, 1 works in this process. The
         arrays do not depend on it.
       progress: is told, now and then, in a few words, how far the work is.
@@ -56,8 +57,10 @@ def prepare_store(
       UserError: unreadable text, a tokenizer that does not fit, a directory that
         cannot be written or holds a store of something else.
     """
-    directory = Path(directory)
     tell = progress or (lambda text: None)
+    if remote.is_remote(directory):
+        return _prepare_remote(config, str(directory), num_workers, tell)
+    directory = Path(directory)
     made_from = _made_from(config)
     partial = directory.with_name(directory.name + ".partial")
     if directory.exists():
@@ -72,6 +75,16 @@ def prepare_store(
             raise UserError(f"{directory}: cannot be made ({error.strerror})") from None
         shutil.rmtree(partial, ignore_errors=True)
     return {**manifest, "already_prepared": False}
+
+
+def _prepare_remote(config: Config, url: str, workers: int, tell: Progress) -> dict:
+    if remote.exists(url, remote.MANIFEST):
+        return prepare_store(config, remote.fetch(url, tell), workers, tell)
+    made = remote.staging(url)
+    made.parent.mkdir(parents=True, exist_ok=True)
+    manifest = prepare_store(config, made, workers, tell)
+    remote.upload(made, url, tell)
+    return manifest
 
 
 def _build(
@@ -115,6 +128,7 @@ def _build(
         )
     tell("joining the parts")
     _join(parts, partial / "store", tokenizer, vocabulary, manifest)
+    manifest["checksums"] = remote.checksums(partial / "store")
     manifest["seconds"] = {
         "tokenizer": round(trained - start, 3),
         "encoding": round(time.perf_counter() - trained, 3),

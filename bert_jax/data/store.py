@@ -7,12 +7,13 @@ a directory that opens is whole.
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from bert_jax import config
+from bert_jax import config, remote
 from bert_jax.data.tokenizer import TextTokenizer, Vocabulary, load_tokenizer
 from bert_jax.errors import UserError
 
@@ -31,16 +32,19 @@ class Store(NamedTuple):
     manifest: dict
 
 
-def open_store(path: str) -> Store:
+def open_store(path: str, note: Callable[[str], None] = lambda text: None) -> Store:
     """Memory-maps a token store and checks it against its manifest.
 
     Args:
-      path: the directory that `prepare` wrote.
+      path: the directory that `prepare` wrote; one in a bucket is copied to this host.
+      note: is told how far the copying is.
 
     Raises:
       UserError: no store there, one of another format, a damaged one, or one whose
         tokenizer files are not those that it was made with.
     """
+    if remote.is_remote(path):
+        path = remote.fetch(path, note)
     manifest = read_manifest(path)
     try:
         tokens = _tokens(Path(path), manifest)

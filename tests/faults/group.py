@@ -35,7 +35,7 @@ class Group:
     count: int = 1
     devices: int = 2
     fault: dict | None = None
-    environ: dict[str, str] = dataclasses.field(default_factory=dict)
+    environ: dict[str, str] = dataclasses.field(default_factory=dict)  # %: the index
     logs: Path | None = None  # where the output goes; None: beside the run directory
     processes: list[subprocess.Popen] = dataclasses.field(default_factory=list)
 
@@ -52,7 +52,7 @@ class Group:
                 "FAULT": json.dumps(self.fault),
                 "MARK": str(self.mark),
                 "PYTHONPATH": str(ROOT),
-                **self.environ,
+                **{k: v.replace("%", str(index)) for k, v in self.environ.items()},
             }
             if self.count > 1:
                 environ["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{port}"
