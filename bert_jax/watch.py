@@ -187,7 +187,7 @@ class Watch:
             except Exception as error:  # process 0 may be the one that stands still
                 late = f"{note[1]}, and {type(error).__name__} from process 0"
             begun = all(begun for _, _, begun in notes.values())
-            patience = self._patience if begun else _FIRST
+            patience = self._patience if begun else max(self._patience, _FIRST)
             if still > patience:
                 news = {
                     "kind": "hang",

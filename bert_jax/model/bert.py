@@ -155,13 +155,14 @@ class MaskedHead(nn.Module):
     ) -> Float[Array, "B P V"]:
         """Logits over the padded vocabulary from features and the token table."""
         x = self.norm(gelu(self.transform(x), self.config.activation))
-        logits = _tied(x, token.astype(x.dtype))
+        logits = _tied(x, token)
         real = jnp.arange(len(self.bias)) < self.config.vocab_size
         return logits + jnp.where(real, self.bias, -1e9)[None, None]
 
 
 @jax.custom_vjp
 def _tied(x, table):
+    table = table.astype(x.dtype)
     return jnp.einsum("BPD,VD->BPV", x, table, preferred_element_type=jnp.float32)
 
 
@@ -170,11 +171,17 @@ def _tied_forward(x, table):
 
 
 def _tied_backward(kept, gradient):
-    """As autodiff, but with the small result transposed, not the large gradient."""
+    """As autodiff, but with the small result transposed, not the large gradient.
+
+    The table's is float32, so that it and that of the lookup are reduced as one.
+    """
     x, table = kept
     gradient = gradient.astype(x.dtype)
-    x_gradient = jnp.einsum("BPV,VD->BPD", gradient, table)
-    return x_gradient, jnp.einsum("BPD,BPV->DV", x, gradient).T
+    x_gradient = jnp.einsum("BPV,VD->BPD", gradient, table.astype(x.dtype))
+    of_table = jnp.einsum(
+        "BPD,BPV->DV", x, gradient, preferred_element_type=jnp.float32
+    )
+    return x_gradient, of_table.T
 
 
 _tied.defvjp(_tied_forward, _tied_backward)

@@ -48,7 +48,9 @@ class Embeddings(nn.Module):
         """Embeds three int32 arrays in the dtype of the computation."""
         # Gathered in float32: a bfloat16 gather would add up its gradient in bfloat16.
         # Out of range is NaN ("fill"): a wrong vocabulary shows at the first step.
-        total = jnp.take(self.token, token, axis=0)
+        # The axis of one keeps XLA from adding this gradient onto that of the output
+        # layer before both are reduced over the devices: it would reduce each.
+        total = jnp.take(self.token[None], token, axis=1)[0]
         total += jnp.take(self.position, position, axis=0)
         # A product, not a gather: its gradient would add all rows onto two of them.
         one_hot = jax.nn.one_hot(segment, self.config.segments, dtype=total.dtype)
