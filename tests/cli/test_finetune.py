@@ -240,6 +240,7 @@ def _learn_entities(files, tmp_path, config, *flags):
     assert np.mean(right) > 0.9
 
 
+@pytest.mark.slow
 def test_entities_are_learned_and_predicted(files, tmp_path):
     _learn_entities(files, tmp_path, "ner.py", "--config.task.epochs=12")
 
@@ -268,6 +269,7 @@ def test_entities_are_learned_from_fixed_features(files, tmp_path, capsys):
     assert not out.exists()
 
 
+@pytest.mark.slow
 def test_choices_are_learned_and_predicted(files, tmp_path):
     rng = np.random.default_rng(0)
     for name, count in (("train", 240), ("dev", 50)):

@@ -37,6 +37,7 @@ def test_devices_that_are_here(capsys):
     assert result["collectives"]["all-reduce"]["bytes"] >= 4 * result["params"]
 
 
+@pytest.mark.slow
 def test_meshes_make_a_table(capsys):
     flags = ["--mesh=data=-1", "--mesh=data=2,fsdp=4", "--batch=2", "--phase=0"]
     assert main([*COMMAND, *flags]) == 0
