@@ -45,6 +45,7 @@ REQUIREMENTS = [
     "matplotlib>=3.10,<4",
     "rich>=14",
     "psutil>=6",
+    "filelock>=3",  # JAX's, to keep its cache of compiled programs within bounds
     "pyyaml>=6",  # launch/gke.py; flax needs it too
     "etils[epath]>=1.13",  # Orbax's paths
 ]

@@ -33,9 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
       argv: the arguments after the program's name; None is `sys.argv[1:]`.
 
     Returns:
-      0 done, 2 user error (one message, no traceback), 42 another process could not be
-      reached, 75 stopped and saved, 130 interrupted. Anything else is a bug and leaves
-      as an exception, with its traceback and status 1.
+      0 done, 2 user error (one message, no traceback), 42 a process stood still or
+      could not be reached, 75 stopped and saved, 130 interrupted. Anything else is a
+      bug and leaves as an exception, with its traceback and status 1.
     """
     if argv is not None:
         return _run(list(argv))[0]

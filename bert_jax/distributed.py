@@ -19,7 +19,7 @@ from bert_jax.errors import Hung, UserError
 _START = 300  # [s] for all processes to appear
 _HEARTBEAT = 10  # [s] without a sign of life after which a process counts as dead
 _END = 60  # [s] for all processes to come to their end
-_PREPARE = 7 * 24 * 3600  # [s] for process 0 to prepare a corpus
+PREPARE = 7 * 24 * 3600.0  # [s] for the data of all processes to be there
 _SHOWN = 12  # differing facts in a message
 
 
@@ -318,7 +318,7 @@ def primary_first(name: str, work: Callable[[], Any]) -> Any:
         return work()
     board = Board(f"first/{name}")
     if index():
-        board.of(0, _PREPARE)
+        board.of(0, PREPARE)
         return work()
     result = work()
     board.put(True)

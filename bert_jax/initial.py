@@ -55,6 +55,11 @@ def adopt(config: Config) -> Config:
         return dataclasses.replace(config, init="")
     if not config.init:
         return config
+    if remote.is_remote(config.init):
+        raise UserError(
+            f"config.init={config.init}: has to be on this disk; copy it with "
+            f"`gcloud storage cp -r {config.init} .` and name the copy"
+        )
     if is_run(config.init):
         found = configs.load(str(Path(config.init) / "config.json"))
         settings = found.tokenizer

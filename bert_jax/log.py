@@ -121,7 +121,7 @@ class Reporter:
         """Notes in events.jsonl, which restarts only add to, what took time.
 
         Args:
-          kind: start, compile, train, evaluate, save or stop.
+          kind: start, compile, train, evaluate or save.
           step: updates done by then.
           seconds: it took, until now.
           **more: further figures.

@@ -31,6 +31,11 @@ _TURNS = {  # of a collective's bytes, over the links of one chip; n devices
     "all-to-all": lambda n: (n - 1) / n,
 }
 
+_LATER = (  # figures of a report that need a program, one that fits, or a known chip
+    "traffic_bytes seconds step_seconds_roofline bound mfu_roofline tokens_per_second "
+    "days chip_hours"
+).split()
+
 
 class Compiled(NamedTuple):
     """A training step on one kind of machine.
@@ -302,14 +307,7 @@ def report(found: Compiled, wanted: Config | None = None) -> dict[str, Any]:
         "flops_per_token": flops[found.phase] / shape.length,
         "largest": [],
         "collectives": {},
-        "traffic_bytes": None,
-        "seconds": None,
-        "step_seconds_roofline": None,
-        "bound": None,
-        "mfu_roofline": None,
-        "tokens_per_second": None,
-        "days": None,
-        "chip_hours": None,
+        **dict.fromkeys(_LATER),
     }
     if found.program is None:
         return result

@@ -63,10 +63,9 @@ class Stored(NamedTuple):
         return held_out(self.store, self.config, phase)
 
     def fingerprint(self) -> str:
-        """Sizes and vocabulary of the store."""
-        manifest = self.store.manifest
-        names = "documents", "sentences", "tokens", "vocabulary"
-        return json.dumps({name: manifest[name] for name in names})
+        """Sizes, vocabulary and, of all but old stores, checksums."""
+        names = "documents", "sentences", "tokens", "vocabulary", "checksums"
+        return json.dumps({name: self.store.manifest.get(name) for name in names})
 
 
 class Run(NamedTuple):

@@ -176,7 +176,7 @@ def _gpus(name: str, family: str, count: int) -> Topology:
             "pip install 'bert-jax[aot-gpu]'"
         )
     hosts = math.ceil(count / _HOST)
-    if count % hosts or (hosts > 1 and count % _HOST):
+    if hosts > 1 and count % _HOST:
         raise UserError(
             f"--topology={name}: up to {_HOST} GPUs, or a multiple of {_HOST}"
         )

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from bert_jax import (
+    __version__,
     curves,
     distributed,
     evaluate,
@@ -35,7 +36,6 @@ from bert_jax.run import Run, assemble, claim, finished, settle
 from bert_jax.watch import Watch
 
 _IN_FLIGHT = 2  # steps handed to the devices before their results are awaited
-_PREPARE = 7 * 24 * 3600.0  # [s] for the data of all hosts to be there
 
 
 def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str, Any]:
@@ -71,10 +71,11 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
     if done is not None:
         return done
     remote.push(workdir)  # a bucket that cannot be written is noticed here
-    watch.doing("preparing the data", within=_PREPARE)
+    watch.doing("preparing the data", within=distributed.PREPARE)
     run = assemble(config, workdir, _say, files)
     config = run.config
-    distributed.agree("data", {"data": run.data.fingerprint()}, _PREPARE)
+    facts = {"data": run.data.fingerprint()}
+    distributed.agree("data", facts, distributed.PREPARE)
     if distributed.index() == 0:
         run.tokenizer.save(Path(workdir, "tokenizer"))
 
@@ -120,9 +121,10 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
 
 def _versions() -> dict[str, str]:
     """What makes processes compute the same."""
-    names = "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "bert-jax"
-    found = {f"version of {name}": metadata.version(name) for name in names}
-    return {**found, "version of Python": platform.python_version()}
+    names = "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy"
+    found = {name: metadata.version(name) for name in names}
+    found |= {"bert_jax": __version__, "Python": platform.python_version()}
+    return {f"version of {name}": version for name, version in found.items()}
 
 
 class _Loop:
@@ -214,7 +216,11 @@ class _Loop:
             if due and self.is_stale():
                 self.stopped = True
                 return
-            self.watch.poll("waiting for a batch")
+            try:
+                self.watch.poll("waiting for a batch")
+            except Stopped:
+                self.drain(batches, begin)  # reported, and not saved if not finite
+                raise
             batch = self.meter.wait(stream)
             self.watch.doing("training" if compiled else "compiling")
             began = time.monotonic()

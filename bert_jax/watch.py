@@ -12,7 +12,6 @@ import signal
 import sys
 import threading
 import time
-from types import TracebackType
 from typing import Any
 
 from bert_jax import distributed
@@ -72,12 +71,7 @@ class Watch:
             threading.Thread(target=run, daemon=True, name="watch").start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._restore_signals()
         os.write(self._write, b"\0")
         os.close(self._write)

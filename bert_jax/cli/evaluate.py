@@ -5,6 +5,7 @@ import json
 from collections.abc import Sequence
 
 from bert_jax.cli.arguments import parse
+from bert_jax.errors import UserError
 
 EXAMPLE = "bert-jax evaluate --workdir=runs/tiny"
 
@@ -54,6 +55,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def _goodput(args: argparse.Namespace) -> int:
     from bert_jax import goodput
 
-    found = goodput.account(args.workdir or "")
+    if not args.workdir:
+        raise UserError("--workdir=DIR is missing: the directory of a run")
+    found = goodput.account(args.workdir)
     print(json.dumps(found) if args.json else goodput.table(found))
     return 0

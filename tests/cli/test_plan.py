@@ -85,10 +85,8 @@ def test_machines_that_are_not_here(name):
     assert not set(KEYS) - set(result)
     assert result["fits"] and result["bound"] in result["seconds"]
     assert 0 < result["mfu_roofline"] < 1
-    model = {"vocab": 2048, "hidden": 32}
-    wanted = result["params"] + model["vocab"] * model["hidden"]  # tied: twice
     reduced = result["collectives"]["all-reduce"]["elements"]
-    assert wanted <= reduced < 1.05 * wanted
+    assert result["params"] <= reduced < 1.001 * result["params"]  # each once
 
 
 @pytest.mark.slow

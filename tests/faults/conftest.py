@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -59,11 +58,11 @@ def unbroken(flags, tmp_path_factory):
     return find
 
 
-@pytest.fixture(scope="session", autouse=True)
-def compiled(tmp_path_factory) -> None:
+@pytest.fixture(scope="package", autouse=True)
+def compiled(tmp_path_factory):
     """All runs share what XLA compiled."""
-    import os
-
-    folder: Path = tmp_path_factory.mktemp("compiled")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
