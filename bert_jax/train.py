@@ -1,6 +1,7 @@
 """The training loop, from top to bottom: evaluate, save, next batch, step, log."""
 
 import collections
+import gc
 import platform
 import sys
 import time
@@ -105,6 +106,8 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
                 summary = loop.run_phases()
             except Stopped as stopped:
                 raise loop.save_and_stop(stopped) from None
+            finally:
+                gc.unfreeze()
     summary["seconds"] = seconds = time.monotonic() - began
     if "score" in summary:
         done = (summary["steps"] - start) * config.phases[-1].batch
@@ -224,6 +227,10 @@ class _Loop:
             batch = self.meter.wait(stream)
             self.watch.doing("training" if compiled else "compiling")
             began = time.monotonic()
+            if not compiled:
+                # All that is here by now stays: collecting garbage without looking
+                # through it spares some tenths of a second, now and between steps.
+                gc.freeze()
             self.state, measured = train_step(self.state, batch)
             if not compiled:
                 compiled = True

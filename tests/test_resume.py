@@ -11,6 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from bert_jax import config
+from bert_jax.errors import Stopped
+from bert_jax.train import train
+from bert_jax.watch import Watch
 from tests.cli import corpus
 
 ROOT = Path(__file__).parents[1]
@@ -67,3 +71,19 @@ def test_killed_three_times_equals_unbroken(tmp_path):
         for d in (whole, broken)
     ]
     assert losses[0] == losses[1]
+
+
+def test_a_stopped_run_reports_all_its_steps(tmp_path):
+    class Impatient(Watch):
+        def poll(self, what):
+            super().poll(what)
+            if self._polls > 3:
+                raise Stopped("told to stop", 75)
+
+    text = corpus.write(tmp_path / "text.txt")
+    edits = [f"data.source={text}", "data.num_workers=1"]
+    settings = config.load(str(ROOT / "configs/bert_tiny.py:smoke"), edits)
+    with pytest.raises(Stopped, match="step 3 is saved"):
+        train(settings, str(tmp_path / "run"), Impatient(0))
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [2, 3]
