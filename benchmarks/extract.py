@@ -118,7 +118,7 @@ def one(side: str, workdir: Any, model: Path, text: Path, output: Path) -> Any:
 def torch_job(model_path: str, text: Path, side: str) -> dict[str, float]:
     """Mean-pooled features of every line, in batches padded to their longest line."""
     import numpy as np
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import AutoTokenizer, BertModel
 
     torch.set_num_threads(os.cpu_count() or 1)

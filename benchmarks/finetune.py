@@ -189,7 +189,7 @@ def report(runs: dict[str, list[dict[str, Any]]], check: bool) -> dict[str, Any]
 
 def torch_job(folder: Path) -> None:
     """Trains as `plan.json` says; leaves losses, seconds and dev logits."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
     from transformers import (
         AutoTokenizer,
         BertForSequenceClassification,
@@ -255,7 +255,7 @@ def torch_job(folder: Path) -> None:
 
 def adamw(model: Any, optim: dict[str, Any]) -> Any:
     """PyTorch's, with the settings of a config; no decay of biases and LayerNorm."""
-    import torch
+    import torch  # pyright: ignore[reportMissingImports]
 
     decayed: dict[bool, list[Any]] = {True: [], False: []}
     for name, parameter in model.named_parameters():

@@ -160,7 +160,7 @@ def _safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
 
 def _bin(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     try:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError(
             f"{file}: reading it needs PyTorch; pip install torch, or save the model "
