@@ -33,6 +33,7 @@ _CHOICES = {
     "objective.mask_count": ("unbiased", "nearest"),
     "model.activation": ("gelu_tanh", "gelu"),
     "model.dtype": ("bfloat16", "float32"),
+    "model.matmul_dtype": ("auto", "bfloat16"),
     "model.attention": ("auto", "xla"),
     "model.remat": ("none", "full", "dots"),
     "optim.name": ("adamw", "lamb", "radam"),

@@ -1,5 +1,6 @@
 """BERT: the encoder, the pooler and the two pretraining heads."""
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float, Int32
 
 from bert_jax.config import Model
 from bert_jax.model.encoder import Embeddings, draw, padded_vocabulary, stack
-from bert_jax.model.layers import Dense, Norm, dropout, gelu
+from bert_jax.model.layers import Dense, Norm, dropout, gelu, matmul_dtype
 
 Batch = dict[str, Any]  # of arrays; see the data pipeline
 
@@ -155,33 +156,39 @@ class MaskedHead(nn.Module):
     ) -> Float[Array, "B P V"]:
         """Logits over the padded vocabulary from features and the token table."""
         x = self.norm(gelu(self.transform(x), self.config.activation))
-        logits = _tied(x, token)
+        logits: Array = _tied(matmul_dtype(self.config), x, token)
         real = jnp.arange(len(self.bias)) < self.config.vocab_size
         return logits + jnp.where(real, self.bias, -1e9)[None, None]
 
 
-@jax.custom_vjp
-def _tied(x, table):
-    table = table.astype(x.dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _tied(dtype, x, table):
+    x, table = x.astype(dtype), table.astype(dtype)
     return jnp.einsum("BPD,VD->BPV", x, table, preferred_element_type=jnp.float32)
 
 
-def _tied_forward(x, table):
-    return _tied(x, table), (x, table)
+def _tied_forward(dtype, x, table):
+    return _tied(dtype, x, table), (x, table)
 
 
-def _tied_backward(kept, gradient):
+def _tied_backward(dtype, kept, gradient):
     """As autodiff, but with the small result transposed, not the large gradient.
 
-    The table's is float32, so that it and that of the lookup are reduced as one.
+    The table's is float32, so that it and that of the lookup are reduced as one. Its
+    factors are not in `dtype`: XLA's CPU back end cannot transpose that product.
     """
     x, table = kept
     gradient = gradient.astype(x.dtype)
-    x_gradient = jnp.einsum("BPV,VD->BPD", gradient, table.astype(x.dtype))
+    of_x = jnp.einsum(
+        "BPV,VD->BPD",
+        gradient.astype(dtype),
+        table.astype(dtype),
+        preferred_element_type=x.dtype,
+    )
     of_table = jnp.einsum(
         "BPD,BPV->DV", x, gradient, preferred_element_type=jnp.float32
     )
-    return x_gradient, of_table.T
+    return of_x, of_table.T
 
 
 _tied.defvjp(_tied_forward, _tied_backward)

@@ -43,8 +43,41 @@ class Dense(nn.Module):
         shape = (*x.shape[x.ndim - self.inputs :], *self.outputs)
         kernel = self.param("kernel", initializer(self.config), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32)
-        y = jnp.tensordot(x, kernel.astype(x.dtype), self.inputs)
+        y: Array = _product(self.inputs, matmul_dtype(self.config), x, kernel)
         return y + lax.expand_dims(bias.astype(x.dtype), range(y.ndim - bias.ndim))
+
+
+def matmul_dtype(config: Model) -> jnp.dtype:
+    """Of the factors of matrix products, whose sums are at least as exact as dtype."""
+    auto = config.matmul_dtype == "auto"
+    return jnp.dtype(config.dtype if auto else config.matmul_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(inputs, dtype, x, kernel):
+    return _contract(x, kernel, inputs, dtype)
+
+
+def _contract(x, y, axes, dtype):
+    factors = x.astype(dtype), y.astype(dtype)
+    return jnp.tensordot(*factors, axes, preferred_element_type=x.dtype)
+
+
+def _product_forward(inputs, dtype, x, kernel):
+    return _product(inputs, dtype, x, kernel), (x, kernel)
+
+
+def _product_backward(inputs, dtype, kept, gradient):
+    """As autodiff, but it too multiplies in `dtype`."""
+    x, kernel = kept
+    rows = x.ndim - inputs
+    ends = [*range(rows, gradient.ndim)], [*range(inputs, kernel.ndim)]
+    x_gradient = _contract(gradient, kernel, ends, dtype)
+    kernel_gradient = _contract(x, gradient, ([*range(rows)],) * 2, dtype)
+    return x_gradient, kernel_gradient.astype(kernel.dtype)
+
+
+_product.defvjp(_product_forward, _product_backward)
 
 
 class Norm(nn.Module):

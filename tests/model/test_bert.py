@@ -207,6 +207,24 @@ def test_bfloat16_is_close_and_float32_where_it_matters():
     assert {x.dtype for x in jax.tree.leaves(grads)} == {jnp.dtype("float32")}
 
 
+def test_bfloat16_products_round_their_factors_alone():
+    params, batch = some_params(), packed([7, 5, 3])
+    mixed = variant(matmul_dtype="bfloat16")
+    states = hidden(mixed, params, batch)
+    assert states.dtype == jnp.float32
+    exact = hidden(SMALL, params, batch)
+    narrow = hidden(variant(dtype="bfloat16"), params, batch)
+    errors = [abs(np.float32(x) - exact).mean() for x in (states, narrow)]
+    assert 0 < errors[0] < 0.8 * errors[1]
+    rng = jax.random.key(0)
+    wanted = jax.jit(jax.grad(mean_loss(SMALL, rng)))(params, batch)
+    found = jax.jit(jax.grad(mean_loss(mixed, rng)))(params, batch)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        size = np.linalg.norm(b)
+        assert a.dtype == jnp.float32
+        assert 0 < np.linalg.norm(a - b) < 0.05 * max(size, 1e-3)
+
+
 def test_padded_vocabulary_takes_no_probability_and_no_gradient():
     params, batch = some_params(), packed([7, 5, 3])
     pretrain = functools.partial(Bert(SMALL).apply, method="pretrain")
