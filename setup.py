@@ -56,7 +56,15 @@ EXTRAS = {
     # Compilers without the hardware, for `plan`. What libtpu 0.0.48 and later write,
     # jaxlib 0.10 cannot always read; before 0.0.45 BERT-large for v6e crashed them.
     "aot-tpu": ["libtpu>=0.0.45,<0.0.48"],
-    "aot-gpu": ["jax-cuda13-plugin>=0.10.2,<0.12", "jax-cuda13-pjrt>=0.10.2,<0.12"],
+    "aot-gpu": [  # the libraries that cuDNN's attention is compiled with
+        "jax-cuda13-plugin>=0.10.2,<0.12",
+        "jax-cuda13-pjrt>=0.10.2,<0.12",
+        "nvidia-cudnn-cu13>=9.10,<10",
+        "nvidia-cublas>=13,<14",
+        "nvidia-cuda-nvrtc>=13,<14",
+        "nvidia-cuda-runtime>=13,<14",
+        "nvidia-nvjitlink>=13,<14",
+    ],
     "test": [
         "pytest>=9,<10",
         "pytest-xdist>=3.8,<4",

@@ -19,6 +19,7 @@ from bert_jax import metrics, optim, program, sharding, step
 from bert_jax.config import Config, Mesh
 from bert_jax.data import masking, pipeline
 from bert_jax.errors import UserError
+from bert_jax.model.attention import in_training
 from bert_jax.tasks.pretrain import pretrain
 from bert_jax.topology import Topology
 
@@ -289,6 +290,8 @@ def report(found: Compiled, wanted: Config | None = None) -> dict[str, Any]:
         )
         for p in config.phases
     ]
+    kind = topology.devices[0].device_kind
+    using, faster = in_training(config.model, shape.length, kind)
     result: dict[str, Any] = {
         "topology": topology.name,
         "chips": chips,
@@ -299,6 +302,8 @@ def report(found: Compiled, wanted: Config | None = None) -> dict[str, Any]:
         "batch_per_chip": found.rows,
         "accumulate": shape.accumulate,
         "remat": config.model.remat,
+        "attention": using,
+        "attention_without_dropout": faster or using,
         "fits": found.fits,
         "hbm_bytes": topology.memory,
         "hbm_used_bytes": found.used,

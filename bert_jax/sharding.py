@@ -7,7 +7,7 @@ silent copy on every device.
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -210,6 +210,32 @@ def _constrain(x: jax.Array, *axes: Any) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def device_kind() -> str:
+    """Of the devices that a function is traced for, as JAX names it: `TPU v5 lite`."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return (device or jax.devices()[0]).device_kind
+
+
+def by_rows_and_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Lets each device attend within its own rows and heads, for a kernel of its own.
+
+    The compiler cannot cut a kernel that somebody else has written.
+
+    Args:
+      attend: function (query, key, value, example) of [B, L, H, h] and int32 [B, L] to
+        [B, L, H, h], called in a function traced with `use_abstract_mesh`; in any other
+        it is left as it is.
+
+    Returns:
+      The same function of whole arrays.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return attend
+    heads = PartitionSpec(_BATCH_AXES, None, MESH_AXIS["heads"])
+    specs = (heads, heads, heads, PartitionSpec(_BATCH_AXES))
+    return jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -33,6 +33,7 @@ from bert_jax.config import Config
 from bert_jax.data import device
 from bert_jax.data.pipeline import iterate
 from bert_jax.errors import Stopped, UserError
+from bert_jax.model.attention import in_training
 from bert_jax.run import Run, assemble, claim, finished, settle
 from bert_jax.watch import Watch
 
@@ -406,6 +407,12 @@ def _introduce(index: int, config: Config, facts: dict[str, Any]) -> str:
         f"{name} {value:.3f}" if isinstance(value, float) else f"{name} {value}"
         for name, value in facts.items()
     ]
+    kind = jax.devices()[0].device_kind
+    using, faster = in_training(config.model, phase.length, kind)
+    if faster:
+        named.append(
+            f"attention {using} ({faster} with config.model.attention_dropout=0)"
+        )
     return (
         f"phase {index + 1} of {count}: batches of {phase.batch}, {phase.length} "
         f"tokens a row; {', '.join(named)}"

@@ -149,8 +149,7 @@ class Watch:
                 cause = f"process {news['process']} ended: {news['text']}"
                 _end(news["status"], _line(cause))
         elif news["kind"] == "hang":
-            faulthandler.dump_traceback(all_threads=True)
-            _end(Hung.status, _line(news["text"]))
+            _end(Hung.status, _line(news["text"]), stacks=True)
         elif self._news is None and not self._over.is_set():
             self._news = news
             with self._lock:
@@ -222,9 +221,11 @@ def end(status: int, text: str, trace: str = "") -> None:
     _end(status, trace)
 
 
-def _end(status: int, text: str) -> None:
+def _end(status: int, text: str, stacks: bool = False) -> None:
     """Ends the process here and now: no exit handler may wait for the others."""
     _ending.acquire()  # for good: the first cause is the one that is told
+    if stacks:
+        faulthandler.dump_traceback(all_threads=True)
     if distributed.count() > 1 and sys.platform == "linux":
         # The others end too, over which XLA's threads abort. Let them wait instead:
         # the status shall be ours.

@@ -143,6 +143,7 @@ def _page(result: dict[str, Any], config: Config) -> str:
             f"{result['batch']:,} rows a step, {result['batch_per_chip']} a chip at a "
             f"time, accumulate {result['accumulate']}, remat {result['remat']}",
         ),
+        _line("attention", _attention(result)),
         _line("memory a chip", _memory(result)),
     ]
     for array in result["largest"]:
@@ -177,6 +178,13 @@ def _page(result: dict[str, Any], config: Config) -> str:
 
 def _line(name: str, text: str) -> str:
     return f"  {name:18} {text}"
+
+
+def _attention(result: dict[str, Any]) -> str:
+    used, faster = result["attention"], result["attention_without_dropout"]
+    if used == faster:
+        return used
+    return f"{used}; {faster} with --config.model.attention_dropout=0.0"
 
 
 def _memory(result: dict[str, Any]) -> str:

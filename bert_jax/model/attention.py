@@ -1,16 +1,25 @@
-"""Self-attention inside each packed example, behind one entry: `attend`."""
+"""Self-attention inside each packed example, behind one entry: `attend`.
+
+`xla` is written out here and the measure of the others, which never hold the [L, L]
+scores in memory: `cudnn` on NVIDIA GPUs and `splash`, a Pallas kernel, on TPUs.
+"""
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
+from bert_jax import sharding
 from bert_jax.config import Model
 from bert_jax.errors import UserError
 from bert_jax.model.layers import Dense, Norm, Words, dropout
+
+_LANES = 128  # of a TPU's vector unit, which splash takes positions by
+_NO_FLASH = ("V100", "P100", "T4", "K80", "GTX", "RTX 20")  # GPUs before Ampere
 
 
 class Attention(nn.Module):
@@ -60,23 +69,129 @@ def attend(
         neither attends nor is attended to and gives zeros.
       words: random uint32 [2] for dropout of probabilities; None is no dropout.
       rate: probability of dropping an attention probability.
-      implementation: `auto` or `xla`.
+      implementation: `xla`, `cudnn`, `splash`, or `auto`: what `choose` chooses.
 
     Returns:
       The query's dtype and shape; softmax in float32.
 
     Raises:
-      UserError: unknown implementation.
+      UserError: the implementation cannot do this.
 
     Vaswani et al. 2017, section 3.2.1; packing as in Krell et al. 2021, section 3.2.
     """
-    if implementation not in ("auto", "xla"):
+    dropping = words is not None and rate > 0
+    if implementation == "auto":
+        kind, (_, length, _, features) = sharding.device_kind(), query.shape
+        implementation = choose(kind, length, features, query.dtype, dropping)
+    if implementation == "xla":
+        return _attend(rate, query, key, value, _allowed(example), words)
+    if implementation not in _KERNELS:
         raise UserError(
-            f"config.model.attention={implementation!r}: choose one of auto, xla"
+            f"config.model.attention={implementation!r}: choose one of auto, xla, "
+            f"{', '.join(_KERNELS)}"
         )
+    if dropping:
+        raise UserError(
+            f"config.model.attention={implementation} cannot drop attention "
+            "probabilities: set config.model.attention_dropout=0, or attention=xla"
+        )
+    if implementation == "splash" and query.shape[1] % _LANES:
+        raise UserError(
+            f"config.model.attention=splash: rows of {query.shape[1]} tokens; it takes "
+            f"multiples of {_LANES}, attention=xla any number"
+        )
+    kernel = sharding.by_rows_and_heads(_KERNELS[implementation])
+    mixed = kernel(query, key, value, example)
+    return jnp.where((example > 0)[:, :, None, None], mixed, 0)
+
+
+def choose(
+    kind: str, length: int, features: int, dtype: jax.typing.DTypeLike, dropping: bool
+) -> str:
+    """The implementation that `auto` stands for.
+
+    Args:
+      kind: of device, as JAX names it.
+      length: of the rows. [tokens]
+      features: of a head.
+      dtype: of query, key and value.
+      dropping: attention probabilities are dropped, which no kernel here can.
+
+    Returns:
+      `xla`, `cudnn` or `splash`.
+    """
+    if dropping or jnp.dtype(dtype) != jnp.bfloat16:
+        return "xla"
+    if kind.startswith("TPU") and length % _LANES == 0:
+        return "splash"
+    if kind.startswith("NVIDIA") and not any(name in kind for name in _NO_FLASH):
+        return "cudnn" if features % 8 == 0 and features <= 128 else "xla"
+    return "xla"
+
+
+def in_training(config: Model, length: int, kind: str) -> tuple[str, str]:
+    """The implementation that training uses, and a faster one that it could use.
+
+    Args:
+      config: the model's.
+      length: of the rows. [tokens]
+      kind: of device, as JAX names it.
+
+    Returns:
+      Two implementations; the second is "" unless attention dropout alone rules it out.
+    """
+    dropping = config.attention_dropout > 0
+    if config.attention != "auto":
+        return config.attention, ""
+    features = config.hidden // config.heads
+    now, without = (
+        choose(kind, length, features, config.dtype, drops)
+        for drops in (dropping, False)
+    )
+    return now, without if without != now else ""
+
+
+def _allowed(example: Int32[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
     same = example[:, :, None] == example[:, None, :]
-    allowed = (same & (example > 0)[:, :, None])[:, None]
-    return _attend(rate, query, key, value, allowed, words)
+    return (same & (example > 0)[:, :, None])[:, None]
+
+
+def _cudnn(query, key, value, example):
+    mask = _allowed(example)
+    return jax.nn.dot_product_attention(
+        query, key, value, mask=mask, implementation="cudnn"
+    )
+
+
+def _splash(query, key, value, example):
+    from jax.experimental.pallas.ops.tpu import splash_attention as splash
+
+    _, length, heads, features = query.shape
+    block = max(size for size in (128, 256, 512) if length % size == 0)
+    kernel: Any = splash.make_splash_mha(
+        splash.MultiHeadMask([splash.FullMask((length, length))] * heads),
+        block_sizes=splash.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            use_fused_bwd_kernel=True,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=not sharding.device_kind().startswith("TPU"),
+    )
+
+    def row(query, key, value, example):
+        numbers = splash.SegmentIds(example, example)
+        return kernel(query, key, value, numbers)
+
+    query = query * jnp.asarray(1 / math.sqrt(features), query.dtype)
+    query, key, value = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+    return jnp.swapaxes(jax.vmap(row)(query, key, value, example), 1, 2)
+
+
+_KERNELS = {"cudnn": _cudnn, "splash": _splash}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -90,6 +90,25 @@ def test_machines_that_are_not_here(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["v5e:2x2", "h100:1"])
+def test_fused_attention_is_compiled_and_keeps_no_scores(name):
+    flags = "heads=2 hidden=128 positions=512 attention_dropout=0.0 dtype=bfloat16"
+    model = [f"--config.model.{flag}" for flag in flags.split()]
+    model += ["--config.phases[1].length=512", "--batch=64", "--json"]
+    found = {}
+    for attention in ("auto", "xla"):
+        edit = f"--config.model.attention={attention}"
+        done = run(f"--topology={name}", *model, edit)
+        assert done.returncode == 0, done.stderr
+        found[attention] = json.loads(done.stdout)
+    assert found["auto"]["attention"] == {"v": "splash", "h": "cudnn"}[name[0]]
+    scores = "64,2,512,512"
+    assert any(scores in array["shape"] for array in found["xla"]["largest"])
+    assert not any(scores in array["shape"] for array in found["auto"]["largest"])
+    assert found["auto"]["hbm_used_bytes"] < 0.65 * found["xla"]["hbm_used_bytes"]
+
+
+@pytest.mark.slow
 def test_too_large_for_a_tpu_is_mended_by_compiling():
     flags = ["--topology=v5e:2x2", "--config.model.hidden=256", "--batch=16384"]
     done = run(*flags, "--json", "--config.model.layers=12")

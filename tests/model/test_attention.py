@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax.config import Mesh, Model
 from bert_jax.errors import UserError
-from bert_jax.model.attention import attend
+from bert_jax.model.attention import attend, choose, in_training
 from bert_jax.model.layers import dropout
+from bert_jax.sharding import make_mesh
 
 B, L, H, h = 3, 11, 2, 5
 
@@ -72,3 +74,67 @@ def test_unknown_implementation():
     query, key, value, example, _ = inputs()
     with pytest.raises(UserError, match=r"config\.model\.attention='fast'"):
         attend(query, key, value, example, implementation="fast")
+
+
+@pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=2, model=2)])
+def test_splash_equals_xla_forward_and_backward(mesh):
+    rng = np.random.default_rng(3)
+    *vectors, weight = jnp.asarray(rng.standard_normal((4, 4, 256, 2, 8)), jnp.float32)
+    example = np.sort(rng.integers(1, 5, (4, 256)), 1).astype(np.int32)
+    example[0, 100:], example[1] = 0, 0
+    example = jnp.asarray(example)
+
+    def total(kind):
+        def scalar(*vectors):
+            mixed = attend(*vectors, example, implementation=kind)
+            return (mixed * weight).sum(), mixed
+
+        function = jax.jit(jax.value_and_grad(scalar, (0, 1, 2), has_aux=True))
+        if mesh is None:
+            return function(*vectors)
+        with jax.set_mesh(make_mesh(mesh)):
+            return function(*vectors)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5),
+        total("splash"),
+        total("xla"),
+    )
+
+
+@pytest.mark.parametrize("kind", ["cudnn", "splash"])
+def test_what_kernels_cannot_do_is_said(kind):
+    query, key, value, example, _ = inputs()
+    words = jnp.array([3, 4], jnp.uint32)
+    with pytest.raises(UserError, match="attention_dropout=0"):
+        attend(query, key, value, example, words, 0.1, kind)
+
+
+def test_splash_names_the_lengths_that_it_takes():
+    query, key, value, example, _ = inputs()
+    with pytest.raises(UserError, match="multiples of 128"):
+        attend(query, key, value, example, implementation="splash")
+
+
+@pytest.mark.parametrize(
+    ("kind", "length", "features", "dtype", "dropping", "wanted"),
+    [
+        ("TPU v5 lite", 512, 64, "bfloat16", False, "splash"),
+        ("TPU v5 lite", 512, 64, "bfloat16", True, "xla"),
+        ("TPU v5 lite", 96, 64, "bfloat16", False, "xla"),
+        ("TPU v5 lite", 512, 64, "float32", False, "xla"),
+        ("NVIDIA H100 80GB HBM3", 96, 64, "bfloat16", False, "cudnn"),
+        ("NVIDIA H100 80GB HBM3", 512, 20, "bfloat16", False, "xla"),
+        ("Tesla V100-SXM2-16GB", 512, 64, "bfloat16", False, "xla"),
+        ("cpu", 512, 64, "bfloat16", False, "xla"),
+    ],
+)
+def test_choice(kind, length, features, dtype, dropping, wanted):
+    assert choose(kind, length, features, dtype, dropping) == wanted
+
+
+def test_training_tells_what_dropout_keeps_away():
+    assert in_training(Model(), 512, "TPU v6 lite") == ("xla", "splash")
+    assert in_training(Model(), 512, "cpu") == ("xla", "")
+    dropping = Model(attention_dropout=0.0)
+    assert in_training(dropping, 512, "NVIDIA H200") == ("cudnn", "")
