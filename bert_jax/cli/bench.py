@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,52 +86,17 @@ def _step(
     config: Config, workdir: str | None, phase: int, seconds: float
 ) -> dict[str, Any]:
     """The compiled training step on one batch that stays on the devices."""
-    import jax
-
-    from bert_jax import metrics, optim, sharding, step
-    from bert_jax.data import device, masking
+    from bert_jax import speed
     from bert_jax.distributed import use_all_cores
-    from bert_jax.tasks.pretrain import pretrain
 
     use_all_cores()
-    shape = config.phases[phase]
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(mesh, shape, phase)
-    task = pretrain(config.model, config.objective)
-    optimizer = optim.optimizer(config.optim, config.steps)
-    schedule = optim.learning_rate(config.optim, config.steps)
     batch = _batch(config, workdir, phase)
-    useful = int(np.count_nonzero(batch["example"]))
-    placed = device.to_device(batch, sharding.batch_sharding(mesh))
-    state = step.init_state(task, optimizer, mesh, config.seed)
-    make = step.make_train_step
-    train_step = make(task, optimizer, schedule, mesh, config.seed, shape.accumulate)
-    began = time.perf_counter()
-    compiled: Any = train_step.lower(state, placed).compile()  # pyright: ignore
-    compile_seconds = time.perf_counter() - began
-    times: list[float] = []
-    while len(times) < 4 or sum(times[1:]) < seconds:
-        began = time.perf_counter()
-        state, measured = compiled(state, placed)
-        jax.block_until_ready((state, measured))
-        times.append(time.perf_counter() - began)
-    median = statistics.median(times[1:])
-    row = metrics.train_flops(
-        config.model, shape.length, masking.max_masked(config.objective, shape.length)
-    )
-    flops = row * useful / shape.length / median
-    peak = metrics.device_peak(jax.devices()[0].device_kind)
-    memory = compiled.memory_analysis()
-    return {
-        "seconds_median": median,
-        "useful_tokens_per_second": useful / median,
-        "padded_tokens_per_second": shape.batch * shape.length / median,
-        "model_flops_per_second": flops,
-        "matmul_flops_per_second": _matmul_flops(config.model.dtype)
-        * jax.device_count(),
-        "mfu": flops / (peak * jax.device_count()) if peak else None,
-        "peak_memory_bytes": _peak_memory(memory),
-        "compile_seconds": compile_seconds,
+    ready = speed.compile_step(config, phase)
+    result = speed.report(ready, batch, speed.measure(ready, batch, seconds))
+    matmul = speed.matmul_flops(config.model.dtype)
+    return result | {
+        "matmul_flops_per_second": matmul,
+        "matmul_share": result["model_flops_per_second"] / matmul,
     }
 
 
@@ -170,27 +134,3 @@ def _batch(config: Config, workdir: str | None, phase: int) -> dict[str, np.ndar
         zero = np.zeros(pairs, np.int32)
         batch |= {"nsp_position": zero, "nsp_label": label, "nsp_weight": first}
     return batch
-
-
-def _matmul_flops(dtype: str, size: int = 2048) -> float:
-    """Rate of one large matrix product on one device, for comparison. [FLOP/s]"""
-    import jax
-    import jax.numpy as jnp
-
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        product(a).block_until_ready()
-        times.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(times)
-
-
-def _peak_memory(analysis: Any) -> int | None:
-    """Peak of a compiled step on one device: inputs, results, temporaries. [bytes]"""
-    if analysis is None:
-        return None
-    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-    return total + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes

@@ -122,9 +122,9 @@ def test_bench_prints_its_fields(run, capsys):
     assert main(["bench", "step", *common]) == 0
     step = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(step) == set(
-        "seconds_median useful_tokens_per_second padded_tokens_per_second "
-        "model_flops_per_second matmul_flops_per_second mfu peak_memory_bytes "
-        "compile_seconds".split()
+        "seconds_median seconds_min seconds_max useful_tokens_per_second "
+        "padded_tokens_per_second model_flops_per_second matmul_flops_per_second "
+        "matmul_share mfu peak_memory_bytes compile_seconds".split()
     )
     assert step["useful_tokens_per_second"] <= step["padded_tokens_per_second"]
 
