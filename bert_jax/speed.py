@@ -66,16 +66,20 @@ def compile_step(config: Config, phase: int) -> Ready:
     return Ready(config, phase, found.mesh, found.start, compiled, seconds, used)
 
 
-def measure(ready: Ready, batch: Batch, seconds: float) -> list[float]:
+def measure(
+    ready: Ready, batch: Batch, seconds: float, profile: str | None = None
+) -> list[float]:
     """Times steps on one batch that stays on the devices, at least three.
 
     Args:
       ready: from `compile_step`.
       batch: of its phase.
       seconds: to measure for, without the first step.
+      profile: folder for a trace of three more steps, that `tensorboard --logdir`
+        opens with its profile plugin.
 
     Returns:
-      Seconds of each step but the first.
+      Seconds of each step but the first, and without those of the trace.
     """
     placed, state, times = ready.place(batch), ready.start(), []
     while len(times) < 4 or sum(times[1:]) < seconds:
@@ -83,7 +87,56 @@ def measure(ready: Ready, batch: Batch, seconds: float) -> list[float]:
         state, told = ready.step(state, placed)
         jax.block_until_ready((state, told))
         times.append(time.perf_counter() - began)
+    if profile:
+        with jax.profiler.trace(profile):
+            for number in range(3):
+                with jax.profiler.StepTraceAnnotation("train", step_num=number):
+                    state, told = ready.step(state, placed)
+                    jax.block_until_ready((state, told))
     return times[1:]
+
+
+def attempt(
+    config: Config, phase: int, read: Callable[[Config], Batch], seconds: float
+) -> dict[str, Any]:
+    """Compiles a step and measures it, if it fits.
+
+    Args:
+      config: of a pretraining run.
+      phase: index into `config.phases`.
+      read: makes a batch of the phase; called only if the step fits.
+      seconds: to measure for.
+
+    Returns:
+      `report` with `fits` True; else `fits` False and `peak_memory_bytes`, None where
+      the compiler does not say.
+
+    Raises:
+      UserError: config and devices do not fit together.
+    """
+    used = None
+    try:
+        ready = compile_step(config, phase)
+        used = ready.memory
+        if used <= free_memory():
+            batch = read(config)
+            times = measure(ready, batch, seconds)
+            return {"fits": True, **report(ready, batch, times)}
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+    return {"fits": False, "peak_memory_bytes": used}
+
+
+def free_memory() -> int:
+    """What a program may use on each device. [bytes]"""
+    here = jax.local_devices()
+    stats = here[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    import psutil
+
+    return psutil.virtual_memory().available // len(here)
 
 
 def report(ready: Ready, batch: Batch, times: list[float]) -> dict[str, Any]:
