@@ -12,7 +12,6 @@ the last epoch's count, of the speeds those of the second half of the steps.
 import argparse
 import json
 import math
-import os
 import statistics
 import subprocess
 import sys
@@ -20,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import torch_side
 
 EXAMPLE = "benchmarks/finetune.py --config=configs/glue.py:stsb --config.init=runs/base"
 SIDES = ("bert_jax", "torch")
@@ -200,7 +201,7 @@ def torch_job(folder: Path) -> None:
     plan = json.loads((folder / "plan.json").read_text())
     config, steps = plan["config"], len(plan["batches"])
     optim, phase = config["optim"], config["phases"][0]
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch_side.use_all_cores()
     torch.manual_seed(config["seed"])
     tokenizer: Any = AutoTokenizer.from_pretrained(folder / "model")
     model: Any = BertForSequenceClassification.from_pretrained(
@@ -222,7 +223,7 @@ def torch_job(folder: Path) -> None:
         )
     for item, label in zip(train, plan["labels"], strict=True):
         item["label"] = label
-    optimizer = adamw(model, optim)
+    optimizer = torch_side.adamw(model, optim)
     warmup = round(optim["warmup_share"] * steps)
     schedule = get_linear_schedule_with_warmup(optimizer, warmup, steps)
     half = config["model"]["dtype"] == "bfloat16"
@@ -251,24 +252,6 @@ def torch_job(folder: Path) -> None:
                 logits += found.float().tolist()
     told = {"losses": losses, "seconds": seconds, "logits": logits}
     (folder / "torch.json").write_text(json.dumps(told))
-
-
-def adamw(model: Any, optim: dict[str, Any]) -> Any:
-    """PyTorch's, with the settings of a config; no decay of biases and LayerNorm."""
-    import torch  # pyright: ignore[reportMissingImports]
-
-    decayed: dict[bool, list[Any]] = {True: [], False: []}
-    for name, parameter in model.named_parameters():
-        bare = name.endswith("bias") or "LayerNorm" in name
-        decayed[not bare].append(parameter)
-    return torch.optim.AdamW(
-        [{"params": decayed[False], "weight_decay": 0.0}, {"params": decayed[True]}],
-        lr=optim["peak_rate"],
-        betas=(optim["beta1"], optim["beta2"]),
-        eps=optim["epsilon"],
-        weight_decay=optim["weight_decay"],
-        fused=True,
-    )
 
 
 if __name__ == "__main__":

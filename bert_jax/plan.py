@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -75,6 +75,58 @@ class Compiled(NamedTuple):
         return phase.batch // phase.accumulate // _shares(self.mesh)
 
 
+class Lowered(NamedTuple):
+    """A training step before it is compiled.
+
+    Attributes:
+      mesh: of its devices.
+      state: shapes, dtypes and shardings.
+      batch: the same.
+      start: makes the state before the first step; it takes real devices.
+      lowered: what `jax.jit(...).lower` gave.
+    """
+
+    mesh: jax.sharding.Mesh
+    state: step.TrainState
+    batch: dict[str, jax.ShapeDtypeStruct]
+    start: Callable[[], step.TrainState]
+    lowered: Any
+
+
+def lower_step(config: Config, phase: int, devices: Sequence[Any]) -> Lowered:
+    """Traces the training step of a phase for some devices.
+
+    Args:
+      config: of a pretraining run; nothing of it is read from disk.
+      phase: index into `config.phases`.
+      devices: real or described.
+
+    Returns:
+      What is left to compile.
+
+    Raises:
+      UserError: config and devices do not fit together.
+    """
+    shape = config.phases[phase]
+    mesh = sharding.make_mesh(config.mesh, devices)
+    sharding.check_batch(mesh, shape, phase)
+    task = pretrain(config.model, config.objective)
+    optimizer = optim.optimizer(config.optim, config.steps)
+    schedule = optim.learning_rate(config.optim, config.steps)
+    place = sharding.batch_sharding(mesh)
+    batch = {
+        name: jax.ShapeDtypeStruct(size, dtype, sharding=place)
+        for name, (size, dtype) in pipeline.shapes(config, phase).items()
+    }
+    state = step.abstract_state(task, optimizer, mesh)
+    make = step.make_train_step
+    train_step: Any = make(
+        task, optimizer, schedule, mesh, config.seed, shape.accumulate
+    )
+    start = functools.partial(step.init_state, task, optimizer, mesh, config.seed)
+    return Lowered(mesh, state, batch, start, train_step.lower(state, batch))
+
+
 def compile_step(config: Config, phase: int, topology: Topology) -> Compiled:
     """Compiles the training step of a phase, and reads what came out.
 
@@ -93,22 +145,7 @@ def compile_step(config: Config, phase: int, topology: Topology) -> Compiled:
         raise UserError(
             f"config.task.kind={config.task.kind}: plan compiles pretraining only"
         )
-    shape = config.phases[phase]
-    mesh = sharding.make_mesh(config.mesh, topology.devices)
-    sharding.check_batch(mesh, shape, phase)
-    task = pretrain(config.model, config.objective)
-    optimizer = optim.optimizer(config.optim, config.steps)
-    schedule = optim.learning_rate(config.optim, config.steps)
-    place = sharding.batch_sharding(mesh)
-    batch = {
-        name: jax.ShapeDtypeStruct(size, dtype, sharding=place)
-        for name, (size, dtype) in pipeline.shapes(config, phase).items()
-    }
-    state = step.abstract_state(task, optimizer, mesh)
-    make = step.make_train_step
-    train_step: Any = make(
-        task, optimizer, schedule, mesh, config.seed, shape.accumulate
-    )
+    mesh, state, batch, _, lowered = lower_step(config, phase, topology.devices)
     params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     held = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
@@ -116,15 +153,12 @@ def compile_step(config: Config, phase: int, topology: Topology) -> Compiled:
     )
     known = config, phase, topology, mesh, params, held
     try:
-        compiled = train_step.lower(state, batch).compile()
+        compiled = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Compiled(*known, program.memory_asked(str(error), held), None)
-    sizes = compiled.memory_analysis()
-    used = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
-    used += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
-    used += sizes.generated_code_size_in_bytes
+    used = used_bytes(compiled)
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
@@ -133,6 +167,14 @@ def compile_step(config: Config, phase: int, topology: Topology) -> Compiled:
             "read; pip install 'bert-jax[aot-tpu]' has one that it can"
         ) from error
     return Compiled(*known, used, program.read(text))
+
+
+def used_bytes(compiled: Any) -> int:
+    """Of a device: inputs, results, temporaries and the program. [bytes]"""
+    sizes = compiled.memory_analysis()
+    used = sizes.argument_size_in_bytes + sizes.output_size_in_bytes
+    used += sizes.temp_size_in_bytes - sizes.alias_size_in_bytes
+    return used + sizes.generated_code_size_in_bytes
 
 
 def attempt(
@@ -162,7 +204,7 @@ def attempt(
     if rows is not None:
         mesh = sharding.make_mesh(config.mesh, topology.devices)
         batch = rows * _shares(mesh) * config.phases[phase].accumulate
-        config, what = _phase(config, phase, batch=batch), f"{rows} rows a chip"
+        config, what = with_phase(config, phase, batch=batch), f"{rows} rows a chip"
     note(f"{topology.name}: compiling {what}")
     found = compile_step(config, phase, topology)
     used = "more" if found.used is None else f"{found.used / 1e9:.1f} GB"
@@ -223,7 +265,7 @@ def remedy(
 
     for accumulate in _halvings(failed):
         edits = {f"phases[{phase}].accumulate": accumulate}
-        if found := helps(edits, _phase(config, phase, accumulate=accumulate)):
+        if found := helps(edits, with_phase(config, phase, accumulate=accumulate)):
             return found
     for remat in ("dots", "full"):
         model = dataclasses.replace(config.model, remat=remat)
@@ -258,7 +300,8 @@ def _halvings(failed: Compiled) -> list[int]:
     return [count for count in counts if count >= least]
 
 
-def _phase(config: Config, phase: int, **edits: Any) -> Config:
+def with_phase(config: Config, phase: int, **edits: Any) -> Config:
+    """The config with some fields of one phase changed."""
     phases = list(config.phases)
     phases[phase] = dataclasses.replace(phases[phase], **edits)
     return dataclasses.replace(config, phases=tuple(phases))

@@ -21,7 +21,7 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "tasks interop",
     "step",
     "plan",
-    "checkpoint evaluate",
+    "checkpoint evaluate speed",
     "initial labelled",
     "run curves",
     "train extract sweep",

@@ -1,8 +1,8 @@
-"""`bert-jax bench data` and `bench step`: how fast the parts of a run are."""
+"""`bert-jax bench data`, `step` and `sweep`: how fast the parts of a run are."""
 
 import argparse
 import json
-import statistics
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,19 +12,40 @@ import numpy as np
 
 from bert_jax.cli.arguments import parse
 from bert_jax.config import Config
+from bert_jax.config.validate import problems
 from bert_jax.errors import UserError
 
-EXAMPLE = "bert-jax bench data --config=configs/bert_base.py --workdir=runs/base"
+EXAMPLE = (
+    "bert-jax bench sweep --config=configs/bert_base.py --workdir=runs/base \\\n"
+    "    --batches=8,16,32 --lengths=128,512"
+)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("what", choices=("data", "step"), help="what to measure")
+    parser.add_argument(
+        "what",
+        choices=("data", "step", "sweep"),
+        help="the input pipeline, the training step, or the step at several sizes",
+    )
     parser.add_argument("--phase", type=int, default=0, help="index into config.phases")
-    parser.add_argument("--seconds", type=float, default=10.0, help="to measure for")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="to measure for, each of a sweep"
+    )
+    parser.add_argument(
+        "--profile", metavar="DIR", help="step: a trace of some steps, for TensorBoard"
+    )
+    parser.add_argument(
+        "--batches",
+        metavar="N,N,...",
+        help="sweep: rows of a step (default: 8,16,32,64)",
+    )
+    parser.add_argument(
+        "--lengths", metavar="N,N,...", help="sweep: tokens of a row (default: config)"
+    )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measures one part and prints a table, or JSON."""
+    """Measures and prints a table, or JSON."""
     args = parse(
         argv,
         "Measure the input pipeline or the training step.",
@@ -32,14 +53,31 @@ def main(argv: Sequence[str]) -> int:
         _options,
         remote_workdir=False,
     )
-    if not 0 <= args.phase < len(args.config.phases):
+    config, phase = args.config, args.phase
+    if not 0 <= phase < len(config.phases):
+        raise UserError(f"--phase={phase}: the config has {len(config.phases)}")
+    for flag, what in (("profile", "step"), ("batches", "sweep"), ("lengths", "sweep")):
+        if getattr(args, flag) is not None and args.what != what:
+            raise UserError(f"--{flag}: of `bench {what}` only")
+    if args.what != "data" and config.task.kind != "pretrain":
         raise UserError(
-            f"--phase={args.phase}: the config has {len(args.config.phases)}"
+            f"config.task.kind={config.task.kind}: bench measures pretraining only"
         )
-    measure = {"data": _data, "step": _step}[args.what]
-    result = measure(args.config, args.workdir, args.phase, args.seconds)
+    store = config.data.store
+    if args.workdir and not store:
+        store = str(Path(args.workdir) / "store")
+    if args.what == "data":
+        result = _data(config, store, phase, args.seconds)
+    elif args.what == "step":
+        result = _step(config, store, phase, args.seconds, args.profile)
+    else:
+        batches = _numbers("batches", args.batches or "8,16,32,64")
+        lengths = _numbers("lengths", args.lengths or str(config.phases[phase].length))
+        result = _sweep(config, store, phase, args.seconds, batches, lengths)
     if args.json:
         print(json.dumps(result))
+    elif args.what == "sweep":
+        print(_table(result))
     else:
         for name, value in result.items():
             print(
@@ -48,20 +86,26 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def _data(
-    config: Config, workdir: str | None, phase: int, seconds: float
-) -> dict[str, Any]:
+def _numbers(flag: str, text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.isascii() and part.isdigit() and int(part) for part in parts):
+        raise UserError(
+            f"--{flag}={text}: needs whole numbers above 0, such as --{flag}=128,256"
+        )
+    return sorted({int(part) for part in parts})
+
+
+def _data(config: Config, store: str, phase: int, seconds: float) -> dict[str, Any]:
     """Batches through the iterator that training uses, no device involved."""
     from bert_jax.data.pipeline import Batches, iterate
     from bert_jax.data.store import open_store
 
-    directory = config.data.store or (str(Path(workdir) / "store") if workdir else "")
-    if not directory:
+    if not store:
         raise UserError(
             "bench data needs a token store: --workdir=DIR or config.data.store"
         )
     began = time.perf_counter()
-    batches = Batches(open_store(directory), config, phase)
+    batches = Batches(open_store(store), config, phase)
     batches.batch(0)
     opened = time.perf_counter() - began
     stream = iterate(batches.batch, 0, 1 << 40)
@@ -84,67 +128,115 @@ def _data(
 
 
 def _step(
-    config: Config, workdir: str | None, phase: int, seconds: float
+    config: Config, store: str, phase: int, seconds: float, profile: str | None
 ) -> dict[str, Any]:
     """The compiled training step on one batch that stays on the devices."""
-    import jax
-
-    from bert_jax import metrics, optim, sharding, step
-    from bert_jax.data import device, masking
+    from bert_jax import speed
     from bert_jax.distributed import use_all_cores
-    from bert_jax.tasks.pretrain import pretrain
 
+    if profile:
+        try:
+            Path(profile).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--profile={profile}: {error.strerror}") from error
     use_all_cores()
-    shape = config.phases[phase]
-    mesh = sharding.make_mesh(config.mesh)
-    sharding.check_batch(mesh, shape, phase)
-    task = pretrain(config.model, config.objective)
-    optimizer = optim.optimizer(config.optim, config.steps)
-    schedule = optim.learning_rate(config.optim, config.steps)
-    batch = _batch(config, workdir, phase)
-    useful = int(np.count_nonzero(batch["example"]))
-    placed = device.to_device(batch, sharding.batch_sharding(mesh))
-    state = step.init_state(task, optimizer, mesh, config.seed)
-    make = step.make_train_step
-    train_step = make(task, optimizer, schedule, mesh, config.seed, shape.accumulate)
-    began = time.perf_counter()
-    compiled: Any = train_step.lower(state, placed).compile()  # pyright: ignore
-    compile_seconds = time.perf_counter() - began
-    times: list[float] = []
-    while len(times) < 4 or sum(times[1:]) < seconds:
-        began = time.perf_counter()
-        state, measured = compiled(state, placed)
-        jax.block_until_ready((state, measured))
-        times.append(time.perf_counter() - began)
-    median = statistics.median(times[1:])
-    row = metrics.train_flops(
-        config.model, shape.length, masking.max_masked(config.objective, shape.length)
-    )
-    flops = row * useful / shape.length / median
-    peak = metrics.device_peak(jax.devices()[0].device_kind)
-    memory = compiled.memory_analysis()
-    return {
-        "seconds_median": median,
-        "useful_tokens_per_second": useful / median,
-        "padded_tokens_per_second": shape.batch * shape.length / median,
-        "model_flops_per_second": flops,
-        "matmul_flops_per_second": _matmul_flops(config.model.dtype)
-        * jax.device_count(),
-        "mfu": flops / (peak * jax.device_count()) if peak else None,
-        "peak_memory_bytes": _peak_memory(memory),
-        "compile_seconds": compile_seconds,
+    batch = _batch(config, store, phase)
+    ready = speed.compile_step(config, phase)
+    times = speed.measure(ready, batch, seconds, profile)
+    result = speed.report(ready, batch, times)
+    matmul = speed.matmul_flops(config.model.dtype)
+    return result | {
+        "matmul_flops_per_second": matmul,
+        "matmul_share": result["model_flops_per_second"] / matmul,
     }
 
 
-def _batch(config: Config, workdir: str | None, phase: int) -> dict[str, np.ndarray]:
+def _sweep(
+    config: Config,
+    store: str,
+    phase: int,
+    seconds: float,
+    batches: list[int],
+    lengths: list[int],
+) -> dict[str, Any]:
+    """The step at every size, and the flags of the fastest of each length and of all.
+
+    The fastest makes most useful tokens a second.
+    """
+    from bert_jax import plan, sharding, speed
+    from bert_jax.distributed import use_all_cores
+
+    use_all_cores()
+    cells = [
+        plan.with_phase(config, phase, length=length, batch=batch)
+        for length in lengths
+        for batch in batches
+    ]
+    if faults := [fault for cell in cells for fault in problems(cell)]:
+        raise UserError("\n".join(dict.fromkeys(faults)))
+    mesh = sharding.make_mesh(config.mesh)
+    for cell in cells:
+        sharding.check_batch(mesh, cell.phases[phase], phase)
+    rows = []
+    for cell in cells:
+        shape = cell.phases[phase]
+        row = {"length": shape.length, "batch": shape.batch}
+        print(f"bench: {shape.batch} rows of {shape.length} tokens", file=sys.stderr)
+        found = speed.attempt(cell, phase, lambda c: _batch(c, store, phase), seconds)
+        rows.append(row | found)
+
+    def flags(rows: list[dict[str, Any]]) -> str | None:
+        """Of the fastest row."""
+        fitting = [row for row in rows if row["fits"]]
+        if not fitting:
+            return None
+        best = max(fitting, key=lambda row: row["useful_tokens_per_second"])
+        edits = {f"phases[{phase}].{name}": best[name] for name in ("length", "batch")}
+        return " ".join(f"'--config.{name}={value}'" for name, value in edits.items())
+
+    by_length = {n: flags([row for row in rows if row["length"] == n]) for n in lengths}
+    return {"rows": rows, "best": flags(rows), "best_of_length": by_length}
+
+
+def _table(result: dict[str, Any]) -> str:
+    """A sweep, for a person."""
+    heads = "length batch step(ms) useful/s padded/s GFLOP/s MFU memory(GB)".split()
+    lines: list[list[str]] = [list(heads)]
+    for row in result["rows"]:
+        used = row["peak_memory_bytes"]
+        line = ["-"] * 5
+        if row["fits"]:
+            line = [
+                f"{row['seconds_median'] * 1e3:,.1f}",
+                f"{row['useful_tokens_per_second']:,.0f}",
+                f"{row['padded_tokens_per_second']:,.0f}",
+                f"{row['model_flops_per_second'] / 1e9:,.1f}",
+                f"{row['mfu']:.1%}" if row["mfu"] is not None else "-",
+            ]
+        memory = f"{used / 1e9:.3g}" if used else ""
+        memory += "" if row["fits"] else " does not fit"
+        lines.append([f"{row['length']:,}", f"{row['batch']:,}", *line, memory.strip()])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = [
+        "  ".join(cell.rjust(w) for cell, w in zip(line, widths, strict=True))
+        for line in lines
+    ]
+    text.append("Tokens a second of all devices; memory of each.")
+    if len(result["best_of_length"]) > 1:
+        for length, flags in result["best_of_length"].items():
+            text.append(f"fastest of {length} tokens: {flags or 'none fits'}")
+    text.append(f"fastest: {result['best'] or 'none fits; try smaller --batches'}")
+    return "\n".join(text)
+
+
+def _batch(config: Config, store: str, phase: int) -> dict[str, np.ndarray]:
     """A real batch where there is a store, else full rows of random tokens."""
     from bert_jax.data.masking import max_masked
     from bert_jax.data.pipeline import Batches
     from bert_jax.data.store import open_store
 
-    directory = config.data.store or (str(Path(workdir) / "store") if workdir else "")
-    if directory and Path(directory).is_dir():
-        return Batches(open_store(directory), config, phase).batch(0)
+    if store and Path(store).is_dir():
+        return Batches(open_store(store), config, phase).batch(0)
     shape, rng = config.phases[phase], np.random.default_rng(config.seed)
     size, masked = (
         (shape.batch, shape.length),
@@ -170,27 +262,3 @@ def _batch(config: Config, workdir: str | None, phase: int) -> dict[str, np.ndar
         zero = np.zeros(pairs, np.int32)
         batch |= {"nsp_position": zero, "nsp_label": label, "nsp_weight": first}
     return batch
-
-
-def _matmul_flops(dtype: str, size: int = 2048) -> float:
-    """Rate of one large matrix product on one device, for comparison. [FLOP/s]"""
-    import jax
-    import jax.numpy as jnp
-
-    a = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a: a @ a)
-    product(a).block_until_ready()
-    times = []
-    for _ in range(5):
-        began = time.perf_counter()
-        product(a).block_until_ready()
-        times.append(time.perf_counter() - began)
-    return 2 * size**3 / statistics.median(times)
-
-
-def _peak_memory(analysis: Any) -> int | None:
-    """Peak of a compiled step on one device: inputs, results, temporaries. [bytes]"""
-    if analysis is None:
-        return None
-    total = analysis.argument_size_in_bytes + analysis.output_size_in_bytes
-    return total + analysis.temp_size_in_bytes - analysis.alias_size_in_bytes

@@ -109,7 +109,7 @@ def test_fill_prints_probabilities_of_real_tokens(run, capsys):
     assert "[MASK]" in capsys.readouterr().err
 
 
-def test_bench_prints_its_fields(run, capsys):
+def test_bench_prints_its_fields(run, tmp_path, capsys):
     workdir, arguments = run
     common = [*arguments[1:], "--json", "--seconds=0.2"]
     assert main(["bench", "data", *common]) == 0
@@ -119,14 +119,19 @@ def test_bench_prints_its_fields(run, capsys):
         "open_seconds".split()
     )
     assert 0 < data["fill_unpacked"] <= data["fill"] <= 1
-    assert main(["bench", "step", *common]) == 0
+    trace = tmp_path / "trace"
+    assert main(["bench", "step", *common, f"--profile={trace}"]) == 0
     step = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(step) == set(
-        "seconds_median useful_tokens_per_second padded_tokens_per_second "
-        "model_flops_per_second matmul_flops_per_second mfu peak_memory_bytes "
-        "compile_seconds".split()
+        "seconds_median seconds_min seconds_max useful_tokens_per_second "
+        "padded_tokens_per_second model_flops_per_second matmul_flops_per_second "
+        "matmul_share mfu peak_memory_bytes compile_seconds".split()
     )
     assert step["useful_tokens_per_second"] <= step["padded_tokens_per_second"]
+    assert step["seconds_min"] <= step["seconds_median"] <= step["seconds_max"]
+    flops, most = (step[f"{name}_flops_per_second"] for name in ("model", "matmul"))
+    assert step["matmul_share"] == pytest.approx(flops / most)
+    assert list(trace.glob("plugins/profile/*/*.xplane.pb"))  # TensorBoard's
 
 
 def _bad(tmp_path, text, **changes):
