@@ -1,5 +1,6 @@
 """How fast the training step is on the devices that are here."""
 
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -11,9 +12,10 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bert_jax import metrics, plan, sharding
-from bert_jax.config import Config
+from bert_jax.config import Config, Model
 from bert_jax.data import device, masking
 from bert_jax.data.examples import Batch
+from bert_jax.model.layers import matmul_dtype
 from bert_jax.step import TrainState
 
 
@@ -175,16 +177,17 @@ def token_flops(config: Config, phase: int) -> float:
     return metrics.train_flops(config.model, length, masked) / length
 
 
-def matmul_flops(dtype: str) -> float:
+def matmul_flops(model: Model) -> float:
     """Rate of a large matrix product on all devices at once. [FLOP/s]
 
     Every device has rows of its own, as in a training step. The devices of a CPU
     share its cores, and so one product.
 
     Args:
-      dtype: of both matrices and of the result; products of float32 are as exact as
-        the platform's default, TF32 on GPUs.
+      model: says the dtypes of the factors and of the result; products of float32 are
+        as exact as the platform's default, TF32 on GPUs.
     """
+    dtype = matmul_dtype(model)
     count = jax.device_count()
     on_cpu = jax.default_backend() == "cpu"
     size, turns = (2048, 1) if on_cpu else (8192, 10)
@@ -198,7 +201,10 @@ def matmul_flops(dtype: str) -> float:
     )
     cut = NamedSharding(mesh, PartitionSpec("rows"))
     a, b = jax.device_put(make(rows), cut), make(size)
-    product = jax.jit(jnp.matmul, out_shardings=cut)
+    product = jax.jit(
+        functools.partial(jnp.matmul, preferred_element_type=model.dtype),
+        out_shardings=cut,
+    )
     product(a, b).block_until_ready()
     times = []
     for _ in range(5):

@@ -144,7 +144,7 @@ def _step(
     ready = speed.compile_step(config, phase)
     times = speed.measure(ready, batch, seconds, profile)
     result = speed.report(ready, batch, times)
-    matmul = speed.matmul_flops(config.model.dtype)
+    matmul = speed.matmul_flops(config.model)
     return result | {
         "matmul_flops_per_second": matmul,
         "matmul_share": result["model_flops_per_second"] / matmul,
