@@ -90,22 +90,22 @@ def test_machines_that_are_not_here(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["v5e:2x2", "h100:1"])
-def test_fused_attention_is_compiled_and_keeps_no_scores(name):
+@pytest.mark.parametrize(
+    ("name", "attention"),
+    [("v5e:2x2", "splash"), ("h100:1", "cudnn"), ("h100:1", "xla")],
+)
+def test_fused_attention_keeps_no_scores(name, attention):
     flags = "heads=2 hidden=128 positions=512 attention_dropout=0.0 dtype=bfloat16"
     model = [f"--config.model.{flag}" for flag in flags.split()]
+    if attention == "xla":
+        model.append("--config.model.attention=xla")
     model += ["--config.phases[1].length=512", "--batch=64", "--json"]
-    found = {}
-    for attention in ("auto", "xla"):
-        edit = f"--config.model.attention={attention}"
-        done = run(f"--topology={name}", *model, edit)
-        assert done.returncode == 0, done.stderr
-        found[attention] = json.loads(done.stdout)
-    assert found["auto"]["attention"] == {"v": "splash", "h": "cudnn"}[name[0]]
-    scores = "64,2,512,512"
-    assert any(scores in array["shape"] for array in found["xla"]["largest"])
-    assert not any(scores in array["shape"] for array in found["auto"]["largest"])
-    assert found["auto"]["hbm_used_bytes"] < 0.65 * found["xla"]["hbm_used_bytes"]
+    done = run(f"--topology={name}", *model)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["attention"] == attention
+    kept = any("64,2,512,512" in array["shape"] for array in found["largest"])
+    assert kept == (attention == "xla")
 
 
 @pytest.mark.slow

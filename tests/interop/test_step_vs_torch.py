@@ -120,3 +120,24 @@ def test_both_sides_work_on_the_same_tokens(store, rows):
         assert ours["useful_tokens"] < ours["padded_tokens"] < theirs["padded_tokens"]
     assert found["useful_ratio"] > 0 and list(found["settings"]) == ["eager:float32"]
     assert "eager:float32" in done.stderr
+
+
+@pytest.mark.slow
+def test_all_of_the_gpu_script_runs_and_a_failure_ends_nothing(store, tmp_path):
+    variables = {"GPU_SMOKE": "1", "OUT": str(tmp_path), "STORE": str(store)}
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", str(ROOT / "benchmarks/gpu.sh")],
+        env={**os.environ, **variables, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads((tmp_path / "gpu.json").read_text())
+    assert told["device"] == "cpu" and "jax" in told["versions"]
+    step, wrong, beside = told["results"]
+    assert step["useful_tokens_per_second"] > 0 and beside["useful_ratio"] > 0
+    assert "config.model.heads=3" in wrong["error"]
+    for each in told["results"]:
+        assert each["name"] in done.stdout
