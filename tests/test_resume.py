@@ -75,9 +75,12 @@ def test_killed_three_times_equals_unbroken(tmp_path):
 
 def test_a_stopped_run_reports_all_its_steps(tmp_path):
     class Impatient(Watch):
+        polls = 0
+
         def poll(self, what):
             super().poll(what)
-            if self._polls > 3:
+            self.polls += 1
+            if self.polls > 3:
                 raise Stopped("told to stop", 75)
 
     text = corpus.write(tmp_path / "text.txt")

@@ -80,8 +80,8 @@ def attend(
     Vaswani et al. 2017, section 3.2.1; packing as in Krell et al. 2021, section 3.2.
     """
     dropping = words is not None and rate > 0
+    kind, (_, length, _, features) = sharding.device_kind(), query.shape
     if implementation == "auto":
-        kind, (_, length, _, features) = sharding.device_kind(), query.shape
         implementation = choose(kind, length, features, query.dtype, dropping)
     if implementation == "xla":
         return _attend(rate, query, key, value, _allowed(example), words)
@@ -95,10 +95,17 @@ def attend(
             f"config.model.attention={implementation} cannot drop attention "
             "probabilities: set config.model.attention_dropout=0, or attention=xla"
         )
-    if implementation == "splash" and query.shape[1] % _LANES:
+    if implementation == "splash" and (length % _LANES or kind.startswith("NVIDIA")):
         raise UserError(
-            f"config.model.attention=splash: rows of {query.shape[1]} tokens; it takes "
-            f"multiples of {_LANES}, attention=xla any number"
+            f"config.model.attention=splash: is for TPUs and rows of multiples of "
+            f"{_LANES} tokens, here {kind} and {length}; set it to auto or xla"
+        )
+    suited = choose(kind, length, features, query.dtype, False)
+    if implementation == "cudnn" and suited != "cudnn":
+        raise UserError(
+            f"config.model.attention=cudnn: is for NVIDIA GPUs from Ampere on, "
+            f"bfloat16 and heads of a multiple of 8 features up to 128, here {kind}, "
+            f"{query.dtype} and {features}; set it to auto or xla"
         )
     kernel = sharding.by_rows_and_heads(_KERNELS[implementation])
     mixed = kernel(query, key, value, example)

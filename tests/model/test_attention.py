@@ -110,10 +110,14 @@ def test_what_kernels_cannot_do_is_said(kind):
         attend(query, key, value, example, words, 0.1, kind)
 
 
-def test_splash_names_the_lengths_that_it_takes():
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [("splash", "multiples of 128 tokens, here cpu and 11"), ("cudnn", "NVIDIA GPUs")],
+)
+def test_kernels_name_what_they_are_for(kind, message):
     query, key, value, example, _ = inputs()
-    with pytest.raises(UserError, match="multiples of 128"):
-        attend(query, key, value, example, implementation="splash")
+    with pytest.raises(UserError, match=f"{message}.*set it to auto or xla"):
+        attend(query, key, value, example, implementation=kind)
 
 
 @pytest.mark.parametrize(
