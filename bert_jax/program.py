@@ -306,13 +306,14 @@ def _traffic(
 ) -> int:
     """Bytes that an instruction reads from and writes to the main memory."""
     opcode = item.opcode
-    if opcode in _FREE or opcode.endswith("-done"):
+    if opcode in _FREE or opcode.endswith("-done") or "AllocateBuffer" in item.rest:
         return 0
     sources = [
         computation[name].shapes for name in item.operands if name in computation
     ]
     if opcode in ("copy-start", "slice-start"):
-        (_, size, outside), *_ = _arrays(item.shapes)
+        # (result, operand, context), or ((operand), result, context).
+        _, size, outside = list(_arrays(item.shapes))[opcode == "slice-start"]
         read = size if sources and _bytes(sources[0]) else 0
         return read + (size if outside else 0)
     if opcode in ("dynamic-slice", "gather", "slice"):

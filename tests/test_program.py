@@ -155,6 +155,20 @@ def test_traffic_of_a_product_and_of_a_slice_in_a_loop():
     assert found.traffic < 20 * count * WIDTH * 4
 
 
+PREFETCH = """HloModule m
+ENTRY %main (x: s8[4096]) -> s8[1024] {
+  %x = s8[4096]{0:T(1024)} parameter(0)
+  %room = bf16[9,4096]{1,0:T(8,128)} custom-call(), custom_call_target="AllocateBuffer"
+  %s = ((s8[4096]{0:T(1024)}), s8[1024]{0:T(1024)S(1)}, s32[]{:S(2)}) slice-start(%x)
+  ROOT %d = s8[1024]{0:T(1024)S(1)} slice-done(%s)
+}
+"""
+
+
+def test_a_prefetched_slice_counts_as_what_it_reads_and_room_as_nothing():
+    assert program.read(PREFETCH).traffic == 1024
+
+
 @pytest.mark.parametrize(
     ("message", "asked"),
     [

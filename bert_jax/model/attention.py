@@ -44,7 +44,9 @@ class Attention(nn.Module):
         query, key, value = (
             Dense(config, heads, name=name)(x) for name in ("query", "key", "value")
         )
-        rate, kind = config.attention_dropout, config.attention
+        # The short rows that parameters are made with suit no kernel.
+        kind = "xla" if self.is_initializing() else config.attention
+        rate = config.attention_dropout
         mixed = attend(query, key, value, example, inside, rate, kind)
         y = Dense(config, (config.hidden,), inputs=2, name="out")(mixed)
         return Norm(config, name="norm")(dropout(y, after, config.dropout), x)

@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int32, UInt32
 
 from bert_jax.config import Model
 from bert_jax.model.attention import Attention
-from bert_jax.model.layers import Dense, Norm, Words, dropout, gelu, initializer
+from bert_jax.model.layers import Dense, Norm, Words, dropout, initializer
 from bert_jax.sharding import hold_looked_up, hold_rows
 
 
@@ -77,7 +77,7 @@ class MLP(nn.Module):
         self, x: Float[Array, "B L D"], words: Words | None
     ) -> Float[Array, "B L D"]:
         """Applies the sublayer; `words` decides its dropout."""
-        y = self.down(gelu(self.up(x), self.config.activation))
+        y = self.down(self.up(x), activation=self.config.activation)
         return self.norm(dropout(y, words, self.config.dropout), x)
 
 

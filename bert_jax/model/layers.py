@@ -38,12 +38,28 @@ class Dense(nn.Module):
     inputs: int = 1
 
     @nn.compact
-    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
-        """Maps x in its own dtype."""
+    def __call__(
+        self, x: Float[Array, "..."], activation: str = ""
+    ) -> Float[Array, "..."]:
+        """Maps x, or what `gelu` makes of it, in its own dtype.
+
+        The backward pass keeps x and works `gelu` out again: its result would be the
+        largest array of a layer, beside another one of its size.
+        """
         shape = (*x.shape[x.ndim - self.inputs :], *self.outputs)
         kernel = self.param("kernel", initializer(self.config), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32)
-        y: Array = _product(self.inputs, matmul_dtype(self.config), x, kernel)
+        dtype = matmul_dtype(self.config)
+
+        def product(x: Array, kernel: Array) -> Array:
+            factor = gelu(x, activation) if activation else x
+            return _product(self.inputs, dtype, factor, kernel)
+
+        if activation:
+            # A loop's body is compiled once, so nothing merges it with its repetition.
+            once = self.config.scan
+            product = jax.checkpoint(product, prevent_cse=not once)
+        y = product(x, kernel)
         return y + lax.expand_dims(bias.astype(x.dtype), range(y.ndim - bias.ndim))
 
 
@@ -64,7 +80,7 @@ def _contract(x, y, axes, dtype):
 
 
 def _product_forward(inputs, dtype, x, kernel):
-    return _product(inputs, dtype, x, kernel), (x, kernel)
+    return _contract(x, kernel, inputs, dtype), (x, kernel)
 
 
 def _product_backward(inputs, dtype, kept, gradient):
@@ -83,8 +99,7 @@ _product.defvjp(_product_forward, _product_backward)
 class Norm(nn.Module):
     """LayerNorm of x, or of x + residual, with float32 statistics.
 
-    Returns an array of the computation's dtype. The backward pass recomputes the
-    normalised values from the inputs: they are cheaper to redo than to store.
+    Returns an array of the computation's dtype.
 
     Ba et al. 2016, section 3.
     """
@@ -101,20 +116,40 @@ class Norm(nn.Module):
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        terms = (x,) if residual is None else (x, residual)
         dtype, epsilon = jnp.dtype(self.config.dtype), self.config.norm_epsilon
-        return _normalize(x, residual, scale, bias, dtype, epsilon)
+        return _normalize(dtype, epsilon, terms, scale, bias)
 
 
-# prevent_cse=False: where XLA prefers to keep a value, it may.
-@functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(4, 5))
-def _normalize(x, residual, scale, bias, dtype, epsilon):
-    x = x.astype(jnp.float32)
-    if residual is not None:
-        x = x + residual.astype(jnp.float32)
-    centred = x - x.mean(-1, keepdims=True)
-    variance = jnp.square(centred).mean(-1, keepdims=True)
-    scale, bias = (lax.expand_dims(a, range(x.ndim - 1)) for a in (scale, bias))
-    return (centred * lax.rsqrt(variance + epsilon) * scale + bias).astype(dtype)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _normalize(dtype, epsilon, terms, scale, bias):
+    return _normalize_forward(dtype, epsilon, terms, scale, bias)[0]
+
+
+def _normalize_forward(dtype, epsilon, terms, scale, bias):
+    x = functools.reduce(lax.add, (term.astype(jnp.float32) for term in terms))
+    mean = x.mean(-1, keepdims=True)
+    power = lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + epsilon)
+    rows = range(x.ndim - 1)
+    y = (x - mean) * power * lax.expand_dims(scale, rows)
+    y = (y + lax.expand_dims(bias, rows)).astype(dtype)
+    return y, (terms, scale, mean, power)
+
+
+def _normalize_backward(dtype, epsilon, kept, gradient):
+    """As autodiff, but of the forward pass it keeps the terms and two numbers a row."""
+    terms, scale, mean, power = kept
+    x = functools.reduce(lax.add, (term.astype(jnp.float32) for term in terms))
+    normal, gradient = (x - mean) * power, gradient.astype(jnp.float32)
+    rows = tuple(range(x.ndim - 1))
+    inner = gradient * lax.expand_dims(scale, rows)
+    along = (inner * normal).mean(-1, keepdims=True)
+    of_x = (inner - inner.mean(-1, keepdims=True) - normal * along) * power
+    of_scale, of_bias = (gradient * normal).sum(rows), gradient.sum(rows)
+    return tuple(of_x.astype(term.dtype) for term in terms), of_scale, of_bias
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)

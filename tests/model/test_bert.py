@@ -10,6 +10,7 @@ import pytest
 
 from bert_jax.config.presets import SIZES, model
 from bert_jax.model import Bert
+from bert_jax.model.encoder import MLP
 from tests.model import reference
 from tests.model.batches import SMALL, mean_loss, packed, some_params, task, variant
 
@@ -186,6 +187,41 @@ def step(config):
 )
 def test_scan_and_remat_change_nothing(edits):
     jax.tree.map(close, step(variant(**edits)), step(SMALL))
+
+
+def linear_maps(jaxpr):
+    """How many products without a batch axis a program and its parts hold."""
+    count = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            _, (batched, _) = equation.params["dimension_numbers"]
+            count += not batched
+        for part in jax.tree.leaves(list(equation.params.values())):
+            if hasattr(part, "eqns"):
+                count += linear_maps(part)
+            elif hasattr(part, "jaxpr"):
+                count += linear_maps(part.jaxpr)
+    return count
+
+
+def test_remat_dots_repeats_no_linear_map():
+    def count(remat):
+        loss = mean_loss(variant(remat=remat), None)
+        traced = jax.make_jaxpr(jax.grad(loss))(some_params(), packed([7, 5]))
+        return linear_maps(traced.jaxpr)
+
+    assert count("none") == count("dots") < count("full")
+
+
+@pytest.mark.parametrize("scan", [True, False])
+def test_the_backward_pass_keeps_one_array_of_the_feed_forward_size(scan):
+    config = variant(scan=scan)
+    layer = MLP(config)
+    x = jnp.ones((2, 3, config.hidden))
+    params = layer.init(jax.random.key(0), x, None)
+    _, back = jax.vjp(lambda x: layer.apply(params, x, None), x)
+    large = [a for a in jax.tree.leaves(back) if a.shape == (2, 3, config.mlp)]
+    assert len(large) == 1
 
 
 def test_scan_does_not_change_the_initial_values():

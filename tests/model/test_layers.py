@@ -85,6 +85,36 @@ def test_layer_norm_keeps_float32_statistics():
         )
 
 
+@pytest.mark.parametrize("terms", [1, 2])
+def test_layer_norm_has_the_gradients_of_its_formula(terms):
+    config = variant(hidden=40)
+    rng = np.random.default_rng(1)
+    args = [jnp.asarray(rng.normal(3, 2, (3, 5, 40)), jnp.float32)] * terms
+    target = jnp.asarray(rng.standard_normal((3, 5, 40)), jnp.float32)
+    norm = Norm(config)
+    params = {
+        "scale": jnp.asarray(rng.normal(1, 0.3, 40), jnp.float32),
+        "bias": jnp.asarray(rng.normal(0, 0.3, 40), jnp.float32),
+    }
+
+    def ours(params, *args):
+        return (norm.apply({"params": params}, *args) * target).sum()
+
+    def formula(params, *args):
+        x = sum(args)
+        x = x - x.mean(-1, keepdims=True)
+        x = x / jnp.sqrt(jnp.square(x).mean(-1, keepdims=True) + config.norm_epsilon)
+        scale, bias = params["scale"][None, None], params["bias"][None, None]
+        return ((x * scale + bias) * target).sum()
+
+    wanted, got = (
+        jax.grad(f, tuple(range(1 + terms)))(params, *args) for f in (formula, ours)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), got, wanted
+    )
+
+
 def test_gelu_kinds_differ():
     x = jnp.linspace(-3, 3, 41)
     gap = abs(gelu(x, "gelu") - gelu(x, "gelu_tanh")).max()
