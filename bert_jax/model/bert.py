@@ -156,28 +156,37 @@ class MaskedHead(nn.Module):
     ) -> Float[Array, "B P V"]:
         """Logits over the padded vocabulary from features and the token table."""
         x = self.norm(gelu(self.transform(x), self.config.activation))
-        logits: Array = _tied(matmul_dtype(self.config), x, token)
         real = jnp.arange(len(self.bias)) < self.config.vocab_size
-        return logits + jnp.where(real, self.bias, -1e9)[None, None]
+        bias = jnp.where(real, self.bias, -1e9)
+        logits: Array = _tied(matmul_dtype(self.config), x, token, bias)
+        return logits
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _tied(dtype, x, table):
-    x, table = x.astype(dtype), table.astype(dtype)
-    return jnp.einsum("BPD,VD->BPV", x, table, preferred_element_type=jnp.float32)
+def _tied(dtype, x, table, bias):
+    return _tied_forward(dtype, x, table, bias)[0]
 
 
-def _tied_forward(dtype, x, table):
-    return _tied(dtype, x, table), (x, table)
+def _tied_forward(dtype, x, table, bias):
+    y = jnp.einsum(
+        "BPD,VD->BPV",
+        x.astype(dtype),
+        table.astype(dtype),
+        preferred_element_type=jnp.float32,
+    )
+    return y + bias[None, None], (x, table)
 
 
 def _tied_backward(dtype, kept, gradient):
     """As autodiff, but with the small result transposed, not the large gradient.
 
     The table's is float32, so that it and that of the lookup are reduced as one. Its
-    factors are not in `dtype`: XLA's CPU back end cannot transpose that product.
+    factors are not in `dtype`: XLA's CPU back end cannot transpose that product. The
+    bias's is a product with ones: that back end sums so many columns ten times slower.
     """
     x, table = kept
+    ones = jnp.ones(gradient.shape[:2], gradient.dtype)
+    of_bias = jnp.einsum("BP,BPV->V", ones, gradient)
     gradient = gradient.astype(x.dtype)
     of_x = jnp.einsum(
         "BPV,VD->BPD",
@@ -188,7 +197,7 @@ def _tied_backward(dtype, kept, gradient):
     of_table = jnp.einsum(
         "BPD,BPV->DV", x, gradient, preferred_element_type=jnp.float32
     )
-    return of_x, of_table.T
+    return of_x, of_table.T, of_bias
 
 
 _tied.defvjp(_tied_forward, _tied_backward)

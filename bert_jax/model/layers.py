@@ -89,7 +89,12 @@ def _product_backward(inputs, dtype, kept, gradient):
     rows = x.ndim - inputs
     ends = [*range(rows, gradient.ndim)], [*range(inputs, kernel.ndim)]
     x_gradient = _contract(gradient, kernel, ends, dtype)
-    kernel_gradient = _contract(x, gradient, ([*range(rows)],) * 2, dtype)
+    # XLA's CPU back end transposes the first factor: the smaller one, then.
+    wide = math.prod(x.shape[rows:]) > math.prod(gradient.shape[rows:])
+    a, b = (gradient, x) if wide else (x, gradient)
+    a, b = (v.reshape(*v.shape[:rows], -1) for v in (a, b))
+    y = _contract(a, b, ([*range(rows)],) * 2, dtype)
+    kernel_gradient = (y.T if wide else y).reshape(kernel.shape)
     return x_gradient, kernel_gradient.astype(kernel.dtype)
 
 
