@@ -6,6 +6,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from bert_jax.config import Model
@@ -180,9 +181,9 @@ def _tied_forward(dtype, x, table, bias):
 def _tied_backward(dtype, kept, gradient):
     """As autodiff, but with the small result transposed, not the large gradient.
 
-    The table's is float32, so that it and that of the lookup are reduced as one. Its
-    factors are not in `dtype`: XLA's CPU back end cannot transpose that product. The
-    bias's is a product with ones: that back end sums so many columns ten times slower.
+    The table's is float32, so that it and that of the lookup are reduced as one. The
+    bias's is a product with ones: XLA's CPU back end sums so many columns ten times
+    slower, nor can it multiply bfloat16 into a result that it transposes as it does.
     """
     x, table = kept
     ones = jnp.ones(gradient.shape[:2], gradient.dtype)
@@ -195,9 +196,12 @@ def _tied_backward(dtype, kept, gradient):
         preferred_element_type=x.dtype,
     )
     of_table = jnp.einsum(
-        "BPD,BPV->DV", x, gradient, preferred_element_type=jnp.float32
+        "BPD,BPV->DV",
+        x.astype(dtype),
+        gradient.astype(dtype),
+        preferred_element_type=jnp.float32,
     )
-    return of_x, of_table.T, of_bias
+    return of_x, lax.optimization_barrier(of_table).T, of_bias
 
 
 _tied.defvjp(_tied_forward, _tied_backward)

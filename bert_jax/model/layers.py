@@ -94,7 +94,9 @@ def _product_backward(inputs, dtype, kept, gradient):
     a, b = (gradient, x) if wide else (x, gradient)
     a, b = (v.reshape(*v.shape[:rows], -1) for v in (a, b))
     y = _contract(a, b, ([*range(rows)],) * 2, dtype)
-    kernel_gradient = (y.T if wide else y).reshape(kernel.shape)
+    # It cannot multiply bfloat16 into a result that it transposes at the same time.
+    y = lax.optimization_barrier(y).T if wide else y
+    kernel_gradient = y.reshape(kernel.shape)
     return x_gradient, kernel_gradient.astype(kernel.dtype)
 
 
