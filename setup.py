@@ -90,6 +90,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["bert_jax", "bert_jax.*"]),
+    package_data={"bert_jax": ["report.html"]},
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["bert-jax = bert_jax.__main__:main"]},

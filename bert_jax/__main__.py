@@ -16,6 +16,7 @@ COMMANDS = {
     "train": "pretrain; the same command again continues a stopped run",
     "sweep": "train with several settings and seeds, and compare the scores",
     "evaluate": "score a run on its held-out text",
+    "report": "compare runs on one HTML page: scores, settings, curves, cost",
     "fill": "let a trained model fill in a [MASK]",
     "predict": "let a fine-tuned model label the lines of a file",
     "import": "turn a Hugging Face or original BERT into a run directory",

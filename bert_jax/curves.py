@@ -35,8 +35,16 @@ def draw(workdirs: Sequence[str | Path], path: str | Path) -> None:
     figure.savefig(path)
 
 
-def _points(lines: list[dict[str, Any]], name: str) -> list[list[float]]:
-    """Steps and values of a metric, wherever it is a number."""
+def points(lines: list[dict[str, Any]], name: str) -> list[list[Any]]:
+    """A metric wherever it is a number.
+
+    Args:
+      lines: of a run's metrics.jsonl.
+      name: of the metric; that of the held-out set begins with `eval_`.
+
+    Returns:
+      The steps, and a value for each; both empty where there is none.
+    """
     found = [(x["step"], x[name]) for x in lines if x.get(name) is not None]
     return [list(axis) for axis in zip(*found, strict=True)] or [[], []]
 
@@ -44,8 +52,8 @@ def _points(lines: list[dict[str, Any]], name: str) -> list[list[float]]:
 def _loss(panel: Any, lines: list[dict[str, Any]], frequency: float | None) -> None:
     known = {name for line in lines for name in line}
     name = next((name for name in _LOSSES if name in known), _LOSSES[-1])
-    panel.plot(*_points(lines, name), linewidth=0.8, label="training")
-    panel.plot(*_points(lines, f"eval_{name}"), "o-", markersize=4, label="held out")
+    panel.plot(*points(lines, name), linewidth=0.8, label="training")
+    panel.plot(*points(lines, f"eval_{name}"), "o-", markersize=4, label="held out")
     if frequency is not None:
         panel.axhline(frequency, color="gray", linestyle="--")
         beside = {"textcoords": "offset points", "xytext": (4, 4), "color": "gray"}
@@ -58,7 +66,7 @@ def _loss(panel: Any, lines: list[dict[str, Any]], frequency: float | None) -> N
 def _score(panel: Any, lines: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     known = {name for line in lines for name in line}
     name = next((name for name in _SCORES if name in known), _SCORES[-1])
-    steps, values = _points(lines, name)
+    steps, values = points(lines, name)
     panel.plot(steps, values, "o-", markersize=4, color="C1")
     if facts.get("best_step") in steps:
         best = facts["best_step"], facts["score"]

@@ -117,14 +117,14 @@ class Reporter:
         ]
         self.note("  ".join([f"evaluation at step {step}", *parts]))
 
-    def event(self, kind: str, step: int, seconds: float, **more: float) -> None:
+    def event(self, kind: str, step: int, seconds: float, **more: float | str) -> None:
         """Notes in events.jsonl, which restarts only add to, what took time.
 
         Args:
           kind: start, compile, train, evaluate or save.
           step: updates done by then.
           seconds: it took, until now.
-          **more: further figures.
+          **more: further figures; of a start `device`, its kind, and `devices`.
         """
         if self._is_primary:
             record = {"time": round(time.time(), 3), "event": kind, "step": step}

@@ -98,7 +98,9 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
                 )
         primary = distributed.index() == 0
         with log.Reporter(workdir, config.steps, primary, start) as reporter:
-            reporter.event("start", start, time.monotonic() - began)
+            kind, count = jax.devices()[0].device_kind, jax.device_count()
+            spent = time.monotonic() - began
+            reporter.event("start", start, spent, device=kind, devices=count)
             if start:
                 where = remote.where(workdir)
                 reporter.note(f"continuing {where} from step {start}")

@@ -24,7 +24,7 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "checkpoint evaluate speed",
     "initial labelled",
     "run curves",
-    "train extract sweep",
+    "train extract sweep report",
     "cli __main__",
 )
 RANK = {name: rank for rank, row in enumerate(ROWS) for name in row.split()}

@@ -62,6 +62,20 @@ def test_a_run_directory_tells_everything(run):
         assert (workdir / name).is_file(), name
     assert list((workdir / "tensorboard").glob("events*"))
     assert (workdir / "checkpoints" / "8").is_dir()
+    start = json.loads((workdir / "events.jsonl").read_text().splitlines()[0])
+    assert (start["event"], start["device"], start["devices"]) == ("start", "cpu", 8)
+
+
+def test_report_reads_a_real_run(run, tmp_path, capsys):
+    workdir, _ = run
+    flags = [f"--out={tmp_path / 'page.html'}", "--json"]
+    assert main(["report", str(workdir), *flags]) == 0
+    (cell,) = json.loads(capsys.readouterr().out.splitlines()[-1])["cells"]
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert cell["scores"]["mlm_loss"]["final"]["mean"] == summary["eval_mlm_loss"]
+    cost = cell["cost"][0]
+    assert cost["device"] == "cpu × 8" and 0 < cost["step_hours"] < cost["hours"]
+    assert 0 < cost["tokens"] <= cost["padded_tokens"]
 
 
 def test_a_finished_run_says_so_and_changes_nothing(run, capsys):
