@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from bert_jax import optim, sharding, tree
+from bert_jax import metrics, optim, sharding, tree
 from bert_jax.config import Mesh
 from bert_jax.model import mamba
 from bert_jax.model.lstm import LSTM
@@ -330,3 +330,21 @@ def test_initial_values_of_the_state_space():
     assert {name for name, decay in decays.items() if decay} == {
         *("in/kernel", "out/kernel", "conv", "select", "step")
     }
+
+
+def test_flops_are_those_of_the_parameters():
+    sizes = {
+        name: {key: leaf.size for key, leaf in tree.flatten(params).items()}
+        for name, params in ((name, random_params(name)) for name in MIXERS)
+    }
+    products = {
+        "mamba": ("in/kernel", "conv", "select", "step", "out/kernel"),
+        "lstm": ("states/input", "states/recurrent", "out/kernel"),
+    }
+    flops = {
+        name: 2 * sum(sizes[name][key] for key in keys)
+        for name, keys in products.items()
+    }
+    flops["mamba"] += 7 * sizes["mamba"]["rate_log"]
+    assert metrics.mamba_flops(D, state=3, expand=2, taps=3) == flops["mamba"]
+    assert metrics.lstm_flops(D) == flops["lstm"]
