@@ -72,6 +72,46 @@ def repeated_flops(model: Model, length: int) -> float:
     return 2.0 * length * model.layers * again
 
 
+def mamba_flops(hidden: int, state: int = 16, expand: int = 2, taps: int = 4) -> float:
+    """FLOPs of the forward pass of one `model.mamba.Mamba` at a position.
+
+    With E = expand * hidden channels, M = state and K = hidden / 16, rounded up: the
+    maps in and out are products of hidden * 2E and E * hidden. In each of the two
+    directions the convolution is one of E * taps, those that select E * (K + 2M) and
+    K * E, and each of the E * M states takes seven operations: step * rate, its
+    exponential, times the state, the input * into, their sum, and times `out`, added.
+    No activation and nothing else that is done once for a channel is counted.
+
+    Args:
+      hidden: features that are mixed.
+      state: numbers that a channel remembers.
+      expand: channels over hidden.
+      taps: of the convolution. [positions]
+
+    Returns:
+      [FLOP a position], which does not depend on the length of the row.
+    """
+    channels, rank = expand * hidden, -(-hidden // 16)
+    direction = channels * (2 * (taps + 2 * rank + 2 * state) + 7 * state)
+    return 2.0 * (3 * hidden * channels + direction)
+
+
+def lstm_flops(hidden: int) -> float:
+    """FLOPs of the forward pass of one `model.lstm.LSTM` at a position.
+
+    Four gates of `hidden` units in two directions, each a product with the input and
+    one with the state, 2 * 4 * 2 * hidden^2 multiplications; then 2 * hidden^2 of the
+    map of both directions to `hidden`. As `train_flops`, products only.
+
+    Args:
+      hidden: features that are mixed.
+
+    Returns:
+      [FLOP a position], which does not depend on the length of the row.
+    """
+    return 36.0 * hidden**2
+
+
 def device_peak(kind: str) -> float | None:
     """Peak dense bfloat16 rate of a device, in FLOP/s.
 

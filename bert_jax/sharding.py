@@ -41,6 +41,33 @@ RULES: tuple[Rule, ...] = (
     Rule(r"layers/mlp/down/kernel", ("layers", "mlp", "embed")),
     Rule(r"layers/(attention/out|mlp/down)/bias", ("layers", None)),
     Rule(r"layers/(attention|mlp)/norm/(scale|bias)", ("layers", None)),
+    Rule(r"layers/mamba/in/kernel", ("layers", "embed", None, "mlp"), optional=True),
+    Rule(r"layers/mamba/in/bias", ("layers", None, "mlp"), optional=True),
+    Rule(
+        r"layers/mamba/(conv|step|rate_log)",
+        ("layers", None, None, "mlp"),
+        optional=True,
+    ),
+    Rule(
+        r"layers/mamba/(conv_bias|step_bias|skip)",
+        ("layers", None, "mlp"),
+        optional=True,
+    ),
+    Rule(r"layers/mamba/select", ("layers", None, "mlp", None), optional=True),
+    Rule(r"layers/mamba/out/kernel", ("layers", "mlp", "embed"), optional=True),
+    Rule(r"layers/(mamba|lstm)/out/bias", ("layers", None), optional=True),
+    Rule(
+        r"layers/lstm/states/input",
+        ("layers", "embed", None, None, None),
+        optional=True,
+    ),
+    Rule(
+        r"layers/lstm/states/recurrent",
+        ("layers", None, "embed", None, None),
+        optional=True,
+    ),
+    Rule(r"layers/lstm/states/bias", ("layers", None, None, None), optional=True),
+    Rule(r"layers/lstm/out/kernel", ("layers", None, "embed"), optional=True),
     Rule(r"mlm/bias", ("vocab",), optional=True),
     Rule(r"mlm/norm/(scale|bias)", (None,), optional=True),
     Rule(r"(mlm/transform|pooler|nsp|head)/kernel", ("embed", None), optional=True),
@@ -63,7 +90,7 @@ MESH_AXIS = {  # of each logical axis; None is not cut
 _FIELD = {  # of the config, which decides the size of a logical axis
     "vocab": "config.model.vocab_multiple",
     "heads": "config.model.heads",
-    "mlp": "config.model.mlp",
+    "mlp": "config.model.mlp, or of a Mamba mixer config.model.hidden",
     "embed": "config.model.hidden, or of an LSTM config.task.lstm_hidden",
 }
 _BATCH_AXES = ("data", "fsdp")
@@ -191,6 +218,18 @@ def hold_rows(x: jax.Array) -> jax.Array:
     return _constrain(x, _BATCH_AXES)
 
 
+def hold_whole(x: jax.Array) -> jax.Array:
+    """Gathers a parameter once, before a loop that would at every turn.
+
+    Args:
+      x: any shape, as for `hold_rows`.
+
+    Returns:
+      x.
+    """
+    return _constrain(x)
+
+
 def hold_looked_up(x: jax.Array) -> jax.Array:
     """The same for rows of a table whose features `fsdp` cuts: in two moves.
 
@@ -236,6 +275,26 @@ def by_rows_and_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Arr
     heads = PartitionSpec(_BATCH_AXES, None, MESH_AXIS["heads"])
     specs = (heads, heads, heads, PartitionSpec(_BATCH_AXES))
     return jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)
+
+
+def by_rows_and_channels(scan: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Lets each device scan its own rows and channels, which do not meet in a scan.
+
+    The compiler would add gradients up over the channels at every position.
+
+    Args:
+      scan: `selective_scan` of model/mamba.py, called as `attend` above.
+
+    Returns:
+      The same function of whole arrays.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return scan
+    rows = PartitionSpec(None, None, _BATCH_AXES)
+    channels = PartitionSpec(None, None, _BATCH_AXES, MESH_AXIS["mlp"])
+    rate = PartitionSpec(None, None, MESH_AXIS["mlp"])
+    specs = (channels, channels, rows, rows, rate, rows)
+    return jax.shard_map(scan, in_specs=specs, out_specs=channels, check_vma=False)
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:

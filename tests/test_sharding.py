@@ -7,6 +7,8 @@ from jax.sharding import PartitionSpec
 
 from bert_jax import config, sharding, tree
 from bert_jax.errors import UserError
+from bert_jax.model.lstm import LSTM
+from bert_jax.model.mamba import Mamba
 from bert_jax.tasks.classify import classify
 from tests import linear_task
 from tests.model.batches import SMALL
@@ -49,8 +51,12 @@ def test_every_parameter_has_one_rule(pair):
 def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
     settings = config.TaskSettings(kind="tag", labels=("a", "b"), features="sum_all")
     tagger = jax.eval_shape(classify(SMALL, settings).init, jax.random.key(0))
-    met = set()
-    for name in {**tree.flatten(linear_task.structs()), **tree.flatten(tagger)}:
+    shapes, met = linear_task.structs(), set()
+    x, example = jnp.zeros((1, 2, SMALL.hidden)), jnp.ones((1, 2), jnp.int32)
+    for name, mixer in (("mamba", Mamba(SMALL)), ("lstm", LSTM(SMALL))):
+        made = jax.eval_shape(mixer.init, jax.random.key(0), x, example, None)
+        shapes["layers"][name] = made["params"]
+    for name in {**tree.flatten(shapes), **tree.flatten(tagger)}:
         found = [r for r in sharding.RULES if sharding.re.fullmatch(r.pattern, name)]
         assert len(found) == 1, name
         met.update(found)

@@ -6,7 +6,12 @@ Axis letters beside those of `layers`: R direction, G gate, U units of a directi
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int32
+from jaxtyping import Array, Bool, Float, Int32, UInt32
+
+from bert_jax.config import Model
+from bert_jax.model.directions import directions, goes_on
+from bert_jax.model.layers import Dense
+from bert_jax.sharding import hold_whole
 
 # Of one gate's matrix, whatever other directions and gates lie beside it.
 _INPUT = nn.initializers.variance_scaling(
@@ -47,13 +52,47 @@ class BiLSTM(nn.Module):
         Returns:
           x.dtype [B, L, 2 * units], forwards first; zeros at padding.
         """
-        number = jnp.stack([example.T, example.T[::-1]], 1)
-        first = jnp.zeros_like(number[:1], bool)
-        same = jnp.concatenate([first, number[1:] == number[:-1]])
+        same = goes_on(directions(example.T))
         y = jnp.swapaxes(x, 0, 1)
         for i in range(self.layers):
             y = _Layer(self.units, name=f"layer_{i}")(y, same)
         return jnp.where((example > 0)[:, :, None], jnp.swapaxes(y, 0, 1), 0)
+
+
+class LSTM(nn.Module):
+    """A mixer: one LSTM in each direction, of D units, then a map of both to D.
+
+    The BiLSTM on top of a left-to-right model in Devlin et al. 2019, table 5, has no
+    stated size. D units in each direction is that of the ones in their section 5.3;
+    states wider than what is passed on, through a linear map, are as in Peters et al.
+    2018 (ELMo), section 3.4, where the map is a part of each direction.
+    """
+
+    config: Model
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        example: Int32[Array, "B L"],
+        words: UInt32[Array, "sites 2"] | None,
+    ) -> Float[Array, "B L D"]:
+        """Mixes the positions of each example; no dropout site.
+
+        Args:
+          x: floating; products are computed in its dtype, states in float32.
+          example: number of the example at each position; 0 is padding.
+          words: not used.
+
+        Returns:
+          As x; zeros at padding.
+        """
+        del words
+        units = self.config.hidden
+        same = goes_on(directions(example.T))
+        y = _Layer(units, name="states")(jnp.swapaxes(x, 0, 1), same)
+        y = Dense(self.config, (units,), name="out")(jnp.swapaxes(y, 0, 1))
+        return jnp.where((example > 0)[:, :, None], y, 0)
 
 
 class _Layer(nn.Module):
@@ -75,7 +114,8 @@ class _Layer(nn.Module):
         y = jnp.tensordot(x, kernel.astype(x.dtype), 1)
         y += bias.astype(x.dtype)[None, None]
         y = jnp.stack([y[:, :, 0], y[::-1, :, 1]], 1)
-        state = _recur(y, recurrent.astype(x.dtype), same).astype(x.dtype)
+        recurrent = hold_whole(recurrent.astype(x.dtype))
+        state = _recur(y, recurrent, same).astype(x.dtype)
         return jnp.concatenate([state[:, 0], state[::-1, 1]], -1)
 
 

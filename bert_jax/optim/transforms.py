@@ -12,6 +12,9 @@ from bert_jax import tree
 def decays(params: Any) -> Any:
     """Which parameters weight decay acts on: all but biases and LayerNorm scales.
 
+    In a state space neither the logarithms of its rates nor its skip are drawn to 0,
+    as in the code of Gu and Dao 2023.
+
     Args:
       params: nested dict of arrays, or of their shapes.
 
@@ -19,9 +22,8 @@ def decays(params: Any) -> Any:
       The same tree of bool. (Devlin et al. 2019, appendix A.2, and the list
       `exclude_from_weight_decay` of the original code.)
     """
-    return tree.map_named(
-        lambda name, _: name.rsplit("/", 1)[-1] not in ("bias", "scale"), params
-    )
+    kept = "bias", "scale", "rate_log", "skip"
+    return tree.map_named(lambda name, _: not name.endswith(kept), params)
 
 
 class MomentsState(NamedTuple):
