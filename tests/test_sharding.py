@@ -8,6 +8,7 @@ from jax.sharding import PartitionSpec
 from bert_jax import config, sharding, tree
 from bert_jax.errors import UserError
 from bert_jax.tasks.classify import classify
+from bert_jax.tasks.pretrain import pretrain
 from tests import linear_task
 from tests.model.batches import SMALL
 
@@ -49,13 +50,16 @@ def test_every_parameter_has_one_rule(pair):
 def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
     settings = config.TaskSettings(kind="tag", labels=("a", "b"), features="sum_all")
     tagger = jax.eval_shape(classify(SMALL, settings).init, jax.random.key(0))
+    objective = config.Objective(pair="sop", masking="span", span_boundary=True)
+    whole = jax.eval_shape(pretrain(SMALL, objective).init, jax.random.key(0))
     met = set()
-    for name in {**tree.flatten(linear_task.structs()), **tree.flatten(tagger)}:
+    for name in {**tree.flatten(whole), **tree.flatten(tagger)}:
         found = [r for r in sharding.RULES if sharding.re.fullmatch(r.pattern, name)]
         assert len(found) == 1, name
         met.update(found)
     assert met == set(sharding.RULES)
     sharding.param_shardings(mesh_of(2, 2, 2), tagger)
+    sharding.param_shardings(mesh_of(2, 2, 2), whole)
 
 
 def test_all_faults_are_reported_together():
