@@ -110,9 +110,10 @@ def prepare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
         if getattr(args, flag) < 1:
             raise UserError(f"--{flag}={getattr(args, flag)}: must be above 0")
     kinds = config.task.kind, config.objective.pair, config.optim.name
-    if kinds != ("pretrain", "nsp", "adamw"):
+    if kinds != ("pretrain", "nsp", "adamw") or config.objective.span_boundary:
         raise UserError(
-            "here only pretraining with config.objective.pair=nsp and adamw"
+            "here only pretraining with config.objective.pair=nsp, without "
+            "span_boundary, and adamw"
         )
     for setting in args.settings.split(","):
         if not re.fullmatch(rf"({'|'.join(SETTINGS)})(:[1-9]\d*)?", setting):

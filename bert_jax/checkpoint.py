@@ -365,8 +365,8 @@ class Checkpoints:
             more = f"\n  and {len(faults) - _SHOWN} more" if faults[_SHOWN:] else ""
             raise UserError(
                 f"{self._directory / str(step)} was saved by another model or "
-                f"optimizer:\n{lines}{more}\nset config.model, config.objective.pair "
-                "and config.optim (name, bias_correction) as in the "
+                f"optimizer:\n{lines}{more}\nset config.model, config.objective and "
+                "config.optim (name, bias_correction) as in the "
                 "config.json beside the checkpoints, or use another --workdir"
             )
         args = {name: ocp.args.StandardRestore(item) for name, item in wanted.items()}

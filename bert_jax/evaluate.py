@@ -37,7 +37,8 @@ def held_out(store: Store, config: Config, phase: int) -> HeldOut:
       The batches and `eval_set_md5` (over every array, in order), `unigram_loss`
       (entropy of the distribution of the masked tokens, in nats: what a model
       scores that knows their frequencies and nothing of the context) and, with
-      sentence pairs, `eval_nsp_majority` (the share of the commoner class).
+      sentence pairs, `eval_nsp_majority` (the share of the commoner class), or
+      `eval_sop_majority`.
     """
     batches = Batches(store, config, phase, held_out=True)
     digest = hashlib.md5(usedforsecurity=False)
@@ -56,7 +57,8 @@ def held_out(store: Store, config: Config, phase: int) -> HeldOut:
     facts: dict[str, Any] = {"eval_set_md5": digest.hexdigest()}
     facts["unigram_loss"] = float(-(share * np.log(share)).sum())
     if pairs.sum():
-        facts["eval_nsp_majority"] = float(pairs.max() / pairs.sum())
+        name = f"eval_{config.objective.pair}_majority"
+        facts[name] = float(pairs.max() / pairs.sum())
     return HeldOut(batches, facts)
 
 

@@ -279,6 +279,7 @@ def _describe(metrics: Metrics) -> str:
             ("loss", "loss"),
             ("mlm_accuracy", "mlm_acc"),
             ("nsp_accuracy", "nsp_acc"),
+            ("sop_accuracy", "sop_acc"),
         )
         if name in metrics
     ]

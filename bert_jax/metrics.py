@@ -33,7 +33,9 @@ def divide(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
     return {name: total / (w + (w == 0)) for name, (total, w) in pairs.items()}
 
 
-def train_flops(model: Model, length: int, masked: int) -> float:
+def train_flops(
+    model: Model, length: int, masked: int, boundary: bool = False
+) -> float:
     """Model FLOPs of training on one row: the forward pass three times.
 
     Counts matrix products only, with the real vocabulary; no rematerialisation,
@@ -43,6 +45,7 @@ def train_flops(model: Model, length: int, masked: int) -> float:
       model: the sizes.
       length: positions of a row. [tokens]
       masked: positions that the masked-token head works on. [tokens a row]
+      boundary: the span boundary objective predicts them once more.
 
     Returns:
       [FLOP a row].
@@ -51,6 +54,7 @@ def train_flops(model: Model, length: int, masked: int) -> float:
     dense = layers * (4 * hidden**2 + 2 * hidden * model.mlp)
     scores = 2 * layers * hidden * length
     head = hidden * model.vocab_size + hidden**2
+    head += boundary * (head + 3 * hidden**2)
     return 6.0 * (length * (dense + scores) + masked * head)
 
 

@@ -327,9 +327,13 @@ def report(found: Compiled, wanted: Config | None = None) -> dict[str, Any]:
     """
     config, topology = found.config, found.topology
     shape, chips = config.phases[found.phase], len(topology.devices)
+    objective = config.objective
     flops = [
         metrics.train_flops(
-            config.model, p.length, masking.max_masked(config.objective, p.length)
+            config.model,
+            p.length,
+            masking.max_masked(objective, p.length),
+            objective.span_boundary,
         )
         for p in config.phases
     ]

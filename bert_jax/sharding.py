@@ -68,10 +68,17 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(r"layers/lstm/states/bias", ("layers", None, None, None), optional=True),
     Rule(r"layers/lstm/out/kernel", ("layers", None, "embed"), optional=True),
-    Rule(r"mlm/bias", ("vocab",), optional=True),
-    Rule(r"mlm/norm/(scale|bias)", (None,), optional=True),
-    Rule(r"(mlm/transform|pooler|nsp|head)/kernel", ("embed", None), optional=True),
-    Rule(r"(mlm/transform|pooler|nsp|head)/bias", (None,), optional=True),
+    Rule(r"(sbo/)?mlm/bias", ("vocab",), optional=True),
+    Rule(r"(mlm|sbo|sbo/mlm)/norm/(scale|bias)", (None,), optional=True),
+    Rule(
+        r"((sbo/)?mlm/transform|sbo/first|pooler|nsp|head)/kernel",
+        ("embed", None),
+        optional=True,
+    ),
+    Rule(
+        r"((sbo/)?mlm/transform|sbo/first|pooler|nsp|head)/bias", (None,), optional=True
+    ),
+    Rule(r"sbo/offset", (None, "embed"), optional=True),
     Rule(r"lstm/layer_\d+/input", ("embed", None, None, None), optional=True),
     # Whole: each position's product would gather it anew.
     Rule(r"lstm/layer_\d+/recurrent", (None,) * 4, optional=True),

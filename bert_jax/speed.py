@@ -173,8 +173,10 @@ def report(ready: Ready, batch: Batch, times: list[float]) -> dict[str, Any]:
 def token_flops(config: Config, phase: int) -> float:
     """Model FLOPs of training on one token of a full row; see `train_flops`."""
     length = config.phases[phase].length
-    masked = masking.max_masked(config.objective, length)
-    return metrics.train_flops(config.model, length, masked) / length
+    objective = config.objective
+    masked = masking.max_masked(objective, length)
+    boundary = objective.span_boundary
+    return metrics.train_flops(config.model, length, masked, boundary) / length
 
 
 def matmul_flops(model: Model) -> float:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from bert_jax import optim, sharding
-from bert_jax.config import Config, Data, Mesh, Model, Optim, Phase
+from bert_jax.config import Config, Data, Mesh, Model, Objective, Optim, Phase
 from bert_jax.data import device
 from bert_jax.data.pipeline import Batches
 from bert_jax.step import init_state, make_train_step
@@ -43,9 +43,11 @@ CONFIG = Config(
 )
 
 
-def _losses(mesh_config: Mesh, accumulate: int = 1) -> np.ndarray:
+def _losses(
+    mesh_config: Mesh, accumulate: int = 1, config: Config = CONFIG
+) -> np.ndarray:
     """[STEPS, 2] loss and gradient norm, dropout included."""
-    config = dataclasses.replace(CONFIG, mesh=mesh_config)
+    config = dataclasses.replace(config, mesh=mesh_config)
     count = mesh_config.data * mesh_config.fsdp * mesh_config.model
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:count])
     task = pretrain(config.model, config.objective)
@@ -75,3 +77,13 @@ def test_every_mesh_agrees_with_one_device(shape, alone):
     found = _losses(Mesh(*shape))
     np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-5)
     assert not np.allclose(alone[0], alone[-1])
+
+
+def test_span_boundaries_and_order_agree_too():
+    objective = Objective(pair="sop", masking="span", span_boundary=True)
+    model = dataclasses.replace(CONFIG.model, layers=1)
+    config = dataclasses.replace(CONFIG, objective=objective, model=model)
+    alone, found = (
+        _losses(Mesh(*shape), config=config) for shape in ((1, 1, 1), (2, 2, 2))
+    )
+    np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-5)

@@ -19,6 +19,14 @@ def test_flops_a_token(size, length, masked, expected):
     assert flops / length == pytest.approx(expected, rel=2e-3)
 
 
+def test_the_span_boundary_head_costs_more_than_the_other():
+    sizes = model("base")
+    hidden, vocabulary = 768, 30_522
+    more = train_flops(sizes, 128, 19, True) - train_flops(sizes, 128, 19)
+    head = 3 * hidden * hidden + hidden * hidden + hidden * vocabulary
+    assert more == pytest.approx(3 * 2 * 19 * head)
+
+
 @pytest.mark.parametrize(
     ("kind", "peak"),
     [

@@ -49,7 +49,14 @@ def compiled():
     return plan.compile_step(CONFIG, 1, machine())
 
 
-@pytest.mark.parametrize("objective", [Objective(), Objective(pair="none")])
+@pytest.mark.parametrize(
+    "objective",
+    [
+        Objective(),
+        Objective(pair="none"),
+        Objective(pair="sop", masking="span", span_boundary=True),
+    ],
+)
 @pytest.mark.parametrize("phase", [0, 1])
 def test_shapes_are_those_of_a_real_batch(objective, phase):
     config = dataclasses.replace(CONFIG, objective=objective)

@@ -10,6 +10,7 @@ from bert_jax.errors import UserError
 from bert_jax.model.lstm import LSTM
 from bert_jax.model.mamba import Mamba
 from bert_jax.tasks.classify import classify
+from bert_jax.tasks.pretrain import pretrain
 from tests import linear_task
 from tests.model.batches import SMALL
 
@@ -51,17 +52,20 @@ def test_every_parameter_has_one_rule(pair):
 def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
     settings = config.TaskSettings(kind="tag", labels=("a", "b"), features="sum_all")
     tagger = jax.eval_shape(classify(SMALL, settings).init, jax.random.key(0))
-    shapes, met = linear_task.structs(), set()
+    objective = config.Objective(pair="sop", masking="span", span_boundary=True)
+    whole = jax.eval_shape(pretrain(SMALL, objective).init, jax.random.key(0))
     x, example = jnp.zeros((1, 2, SMALL.hidden)), jnp.ones((1, 2), jnp.int32)
     for name, mixer in (("mamba", Mamba(SMALL)), ("lstm", LSTM(SMALL))):
         made = jax.eval_shape(mixer.init, jax.random.key(0), x, example, None)
-        shapes["layers"][name] = made["params"]
-    for name in {**tree.flatten(shapes), **tree.flatten(tagger)}:
+        whole["layers"][name] = made["params"]
+    met = set()
+    for name in {**tree.flatten(whole), **tree.flatten(tagger)}:
         found = [r for r in sharding.RULES if sharding.re.fullmatch(r.pattern, name)]
         assert len(found) == 1, name
         met.update(found)
     assert met == set(sharding.RULES)
     sharding.param_shardings(mesh_of(2, 2, 2), tagger)
+    sharding.param_shardings(mesh_of(2, 2, 2), whole)
 
 
 def test_all_faults_are_reported_together():

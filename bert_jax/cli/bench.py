@@ -257,7 +257,11 @@ def _batch(config: Config, store: str, phase: int) -> dict[str, np.ndarray]:
         "mlm_label": rng.integers(vocab, size=place.shape, dtype=np.int32),
         "mlm_weight": np.ones(place.shape, np.float32),
     }
-    if config.objective.pair == "nsp":
+    if config.objective.span_boundary:
+        last, offset = shape.length - 1, np.zeros_like(place)
+        left, right = np.maximum(place - 1, 0), np.minimum(place + 1, last)
+        batch |= {"sbo_left": left, "sbo_right": right, "sbo_offset": offset}
+    if config.objective.pair != "none":
         label = rng.integers(2, size=pairs, dtype=np.int32)
         zero = np.zeros(pairs, np.int32)
         batch |= {"nsp_position": zero, "nsp_label": label, "nsp_weight": first}

@@ -1,7 +1,6 @@
 """`bert-jax fill`: what a trained model would put in place of [MASK]."""
 
 import argparse
-import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,15 +48,15 @@ def _fill(
 
     from bert_jax import sharding
     from bert_jax.cli.restore import parameters
-    from bert_jax.config import Mesh
+    from bert_jax.config import Mesh, Objective
     from bert_jax.initial import fit_vocabulary
     from bert_jax.tasks.pretrain import pretrain
 
     vocabulary = tokenizer.vocabulary()
     batch = _batch(tokenizer, text, config)
     config = fit_vocabulary(config, vocabulary.size)
-    # Without sentence pairs: a model that has no such head can fill in, too.
-    task = pretrain(config.model, dataclasses.replace(config.objective, pair="none"))
+    # Masked tokens alone: a model that has no other head can fill in, too.
+    task = pretrain(config.model, Objective(pair="none"))
     mesh = sharding.make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
     _, params = parameters(workdir, task.init, mesh)
     logits = jax.jit(task.predict)(params, batch)["mlm_logits"][0]

@@ -51,6 +51,7 @@ def main(argv: Sequence[str]) -> int:
         ("masked tokens", "eval_mlm_loss", "unigram_loss", "nats, by frequency alone"),
         ("", "eval_mlm_accuracy", None, "right"),
         ("next sentence", "eval_nsp_accuracy", "eval_nsp_majority", "by guessing"),
+        ("sentence order", "eval_sop_accuracy", "eval_sop_majority", "by guessing"),
     ]
     for label, name, baseline, meaning in rows:
         if name in summary:

@@ -75,12 +75,21 @@ def _read_json(file: str, arg: str) -> ConfigDict:
     try:
         values = json.loads(Path(file).read_text(encoding="utf-8"))
         config.phases = tuple(ConfigDict(phase) for phase in values.pop("phases"))
+        _rename(values.get("objective", {}))
         _update(config, values)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"--config={file}: not the config.json of a run of this version ({error})"
         ) from error
     return config
+
+
+def _rename(objective: dict) -> None:
+    """Two switches of older runs, which are choices among several now."""
+    if objective.pop("whole_word", False):
+        objective["masking"] = "whole_word"
+    if objective.pop("cross_documents", False):
+        objective["input"] = "full_sentences"
 
 
 def _run_python(file: str, arg: str) -> ConfigDict:

@@ -32,14 +32,16 @@ class Tokenizer:
 class Objective:
     """What the model is asked to predict."""
 
-    pair: str = "nsp"  # nsp (sentence pairs) or none (RoBERTa's full sentences)
+    pair: str = "nsp"  # nsp (is B next), sop (are A and B in order) or none (A alone)
+    input: str = "auto"  # segment_pair, sentence_pair (one sentence each); of pair=none
+    # doc_sentences, full_sentences (a row is one example); auto is the first that fits
     short_seq_prob: float = 0.1  # [share of segments] cut to a random shorter length
-    cross_documents: bool = False  # pair=none: a row is one example across documents
     mask_rate: float = 0.15  # [share of tokens] to predict
     mask_token_share: float = 0.8  # [share of those] replaced by [MASK]
     random_token_share: float = 0.1  # [share of those] replaced by a random token
     mask_count: str = "unbiased"  # unbiased, or nearest: rounded as in the original
-    whole_word: bool = False  # mask all the pieces of a word or none
+    masking: str = "token"  # in units of a token, whole_word, or span of 1 to 10 words
+    span_boundary: bool = False  # masking=span: predict also from what is beside it
 
 
 @dataclasses.dataclass(frozen=True)

@@ -29,7 +29,8 @@ _CHOICES = {
         "concat_last_4",
         "sum_all",
     ),
-    "objective.pair": ("nsp", "none"),
+    "objective.pair": ("nsp", "sop", "none"),
+    "objective.masking": ("token", "whole_word", "span"),
     "objective.mask_count": ("unbiased", "nearest"),
     "model.activation": ("gelu_tanh", "gelu"),
     "model.dtype": ("bfloat16", "float32"),
@@ -54,15 +55,14 @@ _NOT_NEGATIVE = (
 ).split()
 _SHARES = (
     "data.eval_share task.dev_share objective.short_seq_prob objective.mask_rate "
-    "objective.mask_token_share objective.random_token_share model.dropout "
-    "model.attention_dropout optim.warmup_share optim.beta1 optim.beta2"
+    "model.dropout model.attention_dropout optim.warmup_share optim.beta1 optim.beta2"
 ).split()
 
 
 def problems(config: Config) -> list[str]:
     """Every broken rule as "config.path=value: remedy"; empty when all hold."""
     faults = _range_problems(config) + _group_problems(config)
-    faults += _tuning_problems(config)
+    faults += _objective_problems(config) + _tuning_problems(config)
     return faults + _phase_problems(config) + _mesh_problems(config)
 
 
@@ -88,8 +88,7 @@ def _range_problems(config: Config) -> list[str]:
 
 
 def _group_problems(config: Config) -> list[str]:
-    data, objective, model = config.data, config.objective, config.model
-    random_share = objective.random_token_share
+    data, model = config.data, config.model
     remedies = {}
     if not data.source:
         remedies["data.source"] = "name at least one glob, tfds:NAME or python-docs"
@@ -97,19 +96,37 @@ def _group_problems(config: Config) -> list[str]:
         remedies["task.skip_label"] = "only classify and regress leave examples out"
     if data.dtype == "uint16" and model.vocab_size > 2**16:
         remedies["data.dtype"] = "holds 65,536 tokens at most; use auto or uint32"
-    if objective.mask_token_share + random_share > 1:
-        path = "objective.random_token_share"
-        remedies[path] = "with mask_token_share must not exceed 1"
-    if objective.cross_documents and objective.pair != "none":
-        remedies["objective.cross_documents"] = "needs config.objective.pair=none"
-    if objective.pair == "nsp" and model.segments == 1:
-        remedies["model.segments"] = "sentence pairs need 2 segments"
     if model.heads > 0 and model.hidden % model.heads:
         path = "model.heads"
         remedies[path] = f"must divide config.model.hidden={model.hidden}"
     if model.attention not in ("auto", "xla") and model.attention_dropout:
         path = "model.attention_dropout"
         remedies[path] = f"must be 0 with config.model.attention={model.attention}"
+    return _faults(config, remedies)
+
+
+def _objective_problems(config: Config) -> list[str]:
+    objective, remedies = config.objective, {}
+    inputs = ("segment_pair", "sentence_pair")
+    if objective.pair == "none":
+        inputs = ("doc_sentences", "full_sentences")
+    elif config.model.segments == 1:
+        remedies["model.segments"] = "sentence pairs need 2 segments"
+    if objective.input not in ("auto", *inputs):
+        remedies["objective.input"] = (
+            f"with config.objective.pair={objective.pair} choose one of auto, "
+            f"{', '.join(inputs)}"
+        )
+    if objective.span_boundary and objective.masking != "span":
+        remedies["objective.span_boundary"] = "needs config.objective.masking=span"
+    shares = objective.mask_token_share, objective.random_token_share
+    for name, share in zip(("mask", "random"), shares, strict=True):
+        if not 0 <= share <= 1:
+            path = f"objective.{name}_token_share"
+            remedies[path] = "must lie between 0 and 1"
+    if sum(shares) > 1:
+        path = "objective.random_token_share"
+        remedies.setdefault(path, "with mask_token_share must not exceed 1")
     return _faults(config, remedies)
 
 

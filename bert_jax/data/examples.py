@@ -26,17 +26,18 @@ def build(
     """Lays examples out in rows, with special tokens, segments and positions.
 
     A pair reads [CLS] A [SEP] B [SEP], a single text [CLS] A [SEP]; with
-    `cross_documents` a row is one example, [CLS] A [SEP] A' [SEP] and so on.
+    `full_sentences` a row is one example, [CLS] A [SEP] A' [SEP] and so on.
 
     Args:
       store: the tokenised corpus.
       examples: [B, K] spans; a first_length of 0 marks an empty slot.
-      objective: pair and cross_documents decide the layout.
+      objective: pair and input decide the layout.
       length: L, tokens in a row.
 
     Returns:
       `token segment position example` int32 [B, L]; for pairs also `nsp_position
-      nsp_label` int32 [B, K] and `nsp_weight` float32 [B, K]. Then their layout.
+      nsp_label` int32 [B, K], label 1 where B does not follow A, and `nsp_weight`
+      float32 [B, K], 0 where there is no B. Then their layout.
     """
     count = _piece_lengths(examples, objective, length)
     rows, slots = examples.first.shape
@@ -65,7 +66,7 @@ def build(
             token[at[used]] = special
             fixed[at[used]] = True
     number = np.arange(1, slots + 1)
-    if objective.cross_documents:
+    if objective.input == "full_sentences":
         number = np.minimum(number, 1)
     label = np.zeros_like(count, np.int32)
     label[:, :-1] = np.repeat(number, pieces)
@@ -74,7 +75,7 @@ def build(
     token[padding], fixed[padding] = vocabulary.pad, True
 
     origin = grid[:, :-1:pieces].copy()
-    if objective.cross_documents:
+    if objective.input == "full_sentences":
         origin[:] = origin[:, :1]
     pad = grid[:, -1:]
     origin = np.concatenate([origin, pad], 1)
@@ -97,10 +98,11 @@ def build(
         used = count[:, :-1:5] > 0
         start = grid[:, :-1:5] - np.arange(rows)[:, None] * length
         batch["nsp_position"] = np.where(used, start, 0).astype(np.int32)
-        batch["nsp_label"] = (examples.random & used).astype(np.int32)
-        batch["nsp_weight"] = used.astype(np.float32)
+        paired = examples.second_length > 0
+        batch["nsp_label"] = (examples.wrong & paired).astype(np.int32)
+        batch["nsp_weight"] = paired.astype(np.float32)
     free, size = examples.first_length + examples.second_length, size[:, :-1]
-    if objective.cross_documents:
+    if objective.input == "full_sentences":
         free, size = free.sum(1, keepdims=True), size.sum(1, keepdims=True)
     return batch, Layout(fixed.reshape(shape), size, free)
 
@@ -112,11 +114,11 @@ def _piece_lengths(
     rows, slots = examples.first.shape
     used = (examples.first_length > 0).astype(np.int64)
     opening = used.copy()
-    if objective.cross_documents:
+    if objective.input == "full_sentences":
         opening[:, 1:] = 0
     parts = [opening, examples.first_length, used]
-    if objective.pair == "nsp":
-        parts += [examples.second_length, used]
+    if objective.pair != "none":
+        parts += [examples.second_length, examples.second_length > 0]
     count = np.zeros((rows, slots * len(parts) + 1), np.int64)
     for i, part in enumerate(parts):
         count[:, i : -1 : len(parts)] = part

@@ -90,13 +90,14 @@ def shapes(config: Config, phase: int) -> dict[str, tuple[tuple[int, int], type]
       name -> (shape, dtype), as `examples.build` and `masking.mask` have them.
     """
     shape, objective = config.phases[phase], config.objective
+    masked = masking.max_masked(objective, shape.length)
     groups = {
         "token segment position example": shape.length,
-        "mlm_position mlm_label mlm_weight": masking.max_masked(
-            objective, shape.length
-        ),
+        "mlm_position mlm_label mlm_weight": masked,
     }
-    if objective.pair == "nsp":
+    if objective.span_boundary:
+        groups["sbo_left sbo_right sbo_offset"] = masked
+    if objective.pair != "none":
         groups["nsp_position nsp_label nsp_weight"] = shape.max_packed
     return {
         name: (

@@ -1,7 +1,7 @@
 """Which text is in which row of an epoch, computed at once from (seed, epoch).
 
 Documents are cut at sentence boundaries into segments, segments become examples
-(with a partner for next-sentence prediction), examples are packed into rows and
+(with a partner where pairs are asked for), examples are packed into rows and
 rows are shuffled, all as array operations. The rules are those of Devlin et al.
 2019, appendix A.2, and of the authors' example generator.
 
@@ -48,7 +48,7 @@ class Examples(NamedTuple):
     first_length: NDArray[np.int64]  # [tokens]
     second: NDArray[np.int64]  # [token offset] of segment B
     second_length: NDArray[np.int64]  # [tokens]; 0 where there is no B
-    random: NDArray[np.bool_]  # B is not what follows A
+    wrong: NDArray[np.bool_]  # B is not what follows A
 
     def take(self, index: NDArray) -> "Examples":
         """The examples at `index`, of any shape."""
@@ -91,7 +91,9 @@ class Plan:
                 "add text"
             )
         tokens = self._tokens(self._documents)
-        self._chapters = -(-tokens // CHAPTER_TOKENS)
+        # Two sentences make an example of about a fourth of a segment.
+        shorter = 4 if objective.input == "sentence_pair" else 1
+        self._chapters = -(-tokens * shorter // CHAPTER_TOKENS)
         share = max(tokens // SAMPLE_TOKENS, 1)
         sample = self._rows(self._deal(0, share, 0), 0)
         sampled = self._tokens(self._deal(0, share, 0))
@@ -144,7 +146,7 @@ class Plan:
         seed, length = self._seed, self.phase.length
         examples = cut(self.store, documents, self.objective, length, (seed, chapter))
         capacity, size = length, example_length(examples, self.objective)
-        if self.objective.cross_documents:
+        if self.objective.input == "full_sentences":
             capacity -= 1  # one [CLS] opens the row
         number = np.arange(len(size))
         order = np.argsort(hashing.draw(hashing.key(seed, _ORDER, chapter), number))
@@ -157,10 +159,9 @@ class Plan:
 
 def example_length(examples: Examples, objective: Objective) -> NDArray[np.int64]:
     """Tokens that each example takes in a row, special tokens included."""
-    if objective.pair == "nsp":
-        specials = 3  # [CLS] A [SEP] B [SEP]
-    else:
-        specials = 1 if objective.cross_documents else 2  # [CLS] A [SEP]
+    specials = 2 + (examples.second_length > 0)  # [CLS] A [SEP], and of B [SEP]
+    if objective.input == "full_sentences":
+        specials -= 1
     return examples.first_length + examples.second_length + specials
 
 
@@ -179,16 +180,18 @@ def cut(
     Args:
       store: the tokenised corpus.
       documents: [D] numbers of the documents to cut.
-      objective: pair, short_seq_prob and cross_documents decide the cut.
+      objective: pair, input and short_seq_prob decide the cut.
       length: [tokens] of a row.
       seed: key of every random choice.
 
     Returns:
       The examples; within a document in order of their text.
+
+    The inputs by name are those of Liu et al. 2019, section 4.2.
     """
     every = documents
     start, end = store.documents[documents], store.documents[documents + 1]
-    pairs = objective.pair == "nsp"
+    pairs = objective.pair != "none"
     room = length - (3 if pairs else 2)
     turns = []
     while len(start):
@@ -200,13 +203,18 @@ def cut(
         wanted = store.sentences[start] + target
         if pairs:  # the sentence that reaches the target still belongs to it
             stop = np.searchsorted(store.sentences, wanted, "left")
-            stop = np.minimum(np.maximum(stop, start + 1), end)
+        else:  # only full sentences
+            stop = np.searchsorted(store.sentences, wanted, "right") - 1
+        if objective.input == "sentence_pair":
+            target, stop = np.zeros_like(target), start + 2
+        stop = np.minimum(np.maximum(stop, start + 1), end)
+        if objective.pair == "nsp":
             turn, start_next = _pair(
                 store, every, documents, start, stop, target, room, seed
             )
-        else:  # only full sentences
-            stop = np.searchsorted(store.sentences, wanted, "right") - 1
-            stop = np.minimum(np.maximum(stop, start + 1), end)
+        elif objective.pair == "sop":
+            turn, start_next = _ordered(store, documents, start, stop, room, seed)
+        else:
             first, size = store.sentences[start], store.sentences[stop]
             size = np.minimum(size - first, room)
             none = np.zeros_like(first)
@@ -258,6 +266,35 @@ def _pair(
     second_length = store.sentences[second_stop] - second
     pair = Examples(first, first_length, second, second_length, random)
     return _trim(pair, room, bits(_TRIM)), np.where(random, split, stop)
+
+
+def _ordered(
+    store: Store,
+    documents: NDArray[np.int64],
+    start: NDArray[np.int64],
+    stop: NDArray[np.int64],
+    room: int,
+    seed: tuple[int, ...],
+) -> tuple[Examples, NDArray[np.int64]]:
+    """Splits sentences [start, stop) into A and B, and swaps half of these pairs.
+
+    A single sentence takes in the next one, or at the end of a document the one
+    before it, which is then used twice. Only a document of one sentence has no B.
+
+    Lan et al. 2020, section 3.1.
+    """
+    low, high = store.documents[documents], store.documents[documents + 1]
+    stop = np.minimum(np.maximum(stop, start + 2), high)
+    start = np.maximum(np.minimum(start, stop - 2), low)
+    bits = functools.partial(_draw, seed, start)
+    split = start + 1 + hashing.below(bits(_SPLIT), np.maximum(stop - start - 1, 1))
+    swapped = (bits(_COIN) & np.uint64(1) == 0) & (split < stop)
+    # Before they are trimmed: the lengths of the sides must not tell the order.
+    here, between, end = (store.sentences[i] for i in (start, split, stop))
+    first, first_end = np.where(swapped, (between, end), (here, between))
+    second, second_end = np.where(swapped, (here, between), (between, end))
+    pair = Examples(first, first_end - first, second, second_end - second, swapped)
+    return _trim(pair, room, bits(_TRIM)), stop
 
 
 def _trim(pair: Examples, room: int, bits: hashing.Bits) -> Examples:

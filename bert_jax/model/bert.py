@@ -1,4 +1,4 @@
-"""BERT: the encoder, the pooler and the two pretraining heads."""
+"""BERT: the encoder, the pooler and the pretraining heads."""
 
 import functools
 from typing import Any
@@ -11,9 +11,17 @@ from jaxtyping import Array, Float, Int32
 
 from bert_jax.config import Model
 from bert_jax.model.encoder import Embeddings, draw, padded_vocabulary, stack
-from bert_jax.model.layers import Dense, Norm, dropout, gelu, matmul_dtype
+from bert_jax.model.layers import (
+    Dense,
+    Norm,
+    dropout,
+    gelu,
+    initializer,
+    matmul_dtype,
+)
 
 Batch = dict[str, Any]  # of arrays; see the data pipeline
+_OFFSETS = 200  # [tokens] of a span that are told apart
 
 
 class Bert(nn.Module):
@@ -41,6 +49,7 @@ class Bert(nn.Module):
         self.layers = stack(config, self.all_layers)
         self.pooler = Dense(config, (config.hidden,))
         self.mlm = MaskedHead(config)
+        self.sbo = BoundaryHead(config)
         self.nsp = Dense(config, (2,))
         self.head = Dense(config, (self.classes,))
 
@@ -90,20 +99,27 @@ class Bert(nn.Module):
         return jnp.tanh(self.pooler(gather(hidden, position)))
 
     def pretrain(self, batch: Batch, rng: jax.Array | None = None) -> Batch:
-        """Logits of both objectives, of those that the batch has labels for.
+        """Logits of all objectives that the batch has the places of.
 
         Args:
-          batch: that of `encode` with `mlm_position` int32 [B, P] and, for
-            sentence pairs, `nsp_position` int32 [B, K].
+          batch: that of `encode` with `mlm_position` int32 [B, P]; for the span
+            boundary objective `sbo_left sbo_right sbo_offset` int32 [B, P]; for
+            sentence pairs `nsp_position` int32 [B, K].
           rng: a JAX key for dropout; None is no dropout.
 
         Returns:
-          `mlm_logits` float32 [B, P, V], V padded; `nsp_logits` float32 [B, K, 2].
+          `mlm_logits sbo_logits` float32 [B, P, V], V padded; `nsp_logits` float32
+          [B, K, 2].
         """
         batch = {name: jnp.asarray(value) for name, value in batch.items()}
         hidden = self.encode(batch, rng)
         masked = gather(hidden, batch["mlm_position"])
         logits = {"mlm_logits": self.mlm(masked, self.embeddings.token)}
+        if "sbo_left" in batch:
+            left, right = (gather(hidden, batch[f"sbo_{s}"]) for s in ("left", "right"))
+            logits["sbo_logits"] = self.sbo(
+                left, right, batch["sbo_offset"], self.embeddings.token
+            )
         if "nsp_position" in batch:
             pair = self.nsp(self.pool(hidden, batch["nsp_position"]))
             logits["nsp_logits"] = pair.astype(jnp.float32)
@@ -161,6 +177,41 @@ class MaskedHead(nn.Module):
         bias = jnp.where(real, self.bias, -1e9)
         logits: Array = _tied(matmul_dtype(self.config), x, token, bias)
         return logits
+
+
+class BoundaryHead(nn.Module):
+    """Predicts the tokens of a masked span from the two tokens that enclose it.
+
+    Joshi et al. 2020, section 3.2. Their embedding of a token's place in the span has
+    200 features and 20 places. This one is as wide as the model, and has 200 places,
+    the last for all tokens beyond: of byte-level words ten may be longer than 20.
+    """
+
+    config: Model
+
+    def setup(self) -> None:
+        """Declares the parameters and parts."""
+        config, init = self.config, initializer(self.config)
+        shape = (_OFFSETS, config.hidden)
+        self.offset = self.param("offset", init, shape, jnp.float32)
+        self.first = Dense(config, (config.hidden,))
+        self.norm = Norm(config)
+        self.mlm = MaskedHead(config)
+
+    def __call__(
+        self,
+        left: Float[Array, "B P D"],
+        right: Float[Array, "B P D"],
+        offset: Int32[Array, "B P"],
+        token: Float[Array, "V D"],
+    ) -> Float[Array, "B P V"]:
+        """Logits over the padded vocabulary; `token` is the table of embeddings."""
+        # A product, as for segments: most tokens share a few rows.
+        offset = jnp.minimum(offset, _OFFSETS - 1)
+        place = jax.nn.one_hot(offset, _OFFSETS, dtype=jnp.float32) @ self.offset
+        x = jnp.concatenate([left, right, place.astype(left.dtype)], axis=-1)
+        x = self.norm(gelu(self.first(x), self.config.activation))
+        return self.mlm(x, token)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -1,4 +1,4 @@
-"""Pretraining: masked tokens and, with sentence pairs, next sentence prediction."""
+"""Pretraining: masked tokens and, where asked for, pairs and span boundaries."""
 
 from typing import Any
 
@@ -16,16 +16,25 @@ def pretrain(model: Model, objective: Objective) -> Task:
 
     Args:
       model: sizes and numerics.
-      objective: `pair=nsp` adds next sentence prediction to masked tokens.
+      objective: `pair` adds next sentence or sentence order prediction to masked
+        tokens, `span_boundary` a second prediction of these.
 
     Returns:
-      A Task with the pairs `mlm_loss mlm_accuracy` and, for `pair=nsp`,
-      `nsp_loss nsp_accuracy`; `predict` gives `mlm_logits` float32 [B, P, V] over
-      the real vocabulary and `nsp_logits` float32 [B, K, 2].
+      A Task with the pairs `mlm_loss mlm_accuracy`, the same of `nsp` or `sop` by the
+      name of the pair, and of `sbo`; `predict` gives `mlm_logits sbo_logits` float32
+      [B, P, V] over the real vocabulary and `nsp_logits` float32 [B, K, 2].
 
-    Devlin et al. 2019, section 3.1: the loss is the sum of both means.
+    Devlin et al. 2019, section 3.1: the loss is the sum of the means; so it is in
+    Joshi et al. 2020, section 3.2, and Lan et al. 2020, section 3.1.
     """
-    names = ("mlm", "nsp") if objective.pair == "nsp" else ("mlm",)
+    heads = {"mlm": ("mlm", "mlm")}  # of each loss: the logits and the labels
+    places = ["mlm_position"]
+    if objective.pair != "none":
+        heads[objective.pair] = "nsp", "nsp"
+        places += ["nsp_position"]
+    if objective.span_boundary:
+        heads["sbo"] = "sbo", "mlm"
+        places += ["sbo_left", "sbo_right", "sbo_offset"]
     bert: Any = Bert(model)
 
     def logits(
@@ -34,25 +43,26 @@ def pretrain(model: Model, objective: Objective) -> Task:
         return bert.apply({"params": params}, batch, rng, method="pretrain")
 
     def init(rng: jax.Array) -> dict[str, Any]:
-        keys = ["token", "segment", "position", "example"]
-        keys += [f"{name}_position" for name in names]
+        keys = ["token", "segment", "position", "example", *places]
         batch = {key: jnp.zeros((1, 2), jnp.int32) for key in keys}
         return bert.init(rng, batch, method="pretrain")["params"]
 
     def loss(params: dict[str, Any], batch: Batch, rng: jax.Array | None) -> Pairs:
         outputs, pairs = logits(params, batch, rng), {}
-        for name in names:
-            label = jnp.asarray(batch[f"{name}_label"])
-            weight = jnp.asarray(batch[f"{name}_weight"])
-            scores = outputs[f"{name}_logits"]
+        for name, (head, labels) in heads.items():
+            label = jnp.asarray(batch[f"{labels}_label"])
+            weight = jnp.asarray(batch[f"{labels}_weight"])
+            scores = outputs[f"{head}_logits"]
             entropy, right = cross_entropy(scores, label, weight)
             pairs |= {f"{name}_loss": entropy, f"{name}_accuracy": right}
         return pairs
 
     def predict(params: dict[str, Any], batch: Batch) -> Batch:
         outputs = logits(params, batch)
-        real = outputs["mlm_logits"][:, :, : model.vocab_size]
-        return outputs | {"mlm_logits": real}
+        return {
+            name: array if name == "nsp_logits" else array[:, :, : model.vocab_size]
+            for name, array in outputs.items()
+        }
 
-    terms = tuple(f"{name}_loss" for name in names)
+    terms = tuple(f"{name}_loss" for name in heads)
     return Task(init=init, loss=loss, terms=terms, predict=predict, score=ratios)

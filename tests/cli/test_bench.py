@@ -3,13 +3,17 @@
 import json
 
 import jax
+import numpy as np
 import pytest
 
 from bert_jax import speed
 from bert_jax.__main__ import main
 from bert_jax.cli import bench
+from bert_jax.config import load
+from bert_jax.data.pipeline import shapes
 
 CONFIG = ["--config=configs/bert_tiny.py:smoke", "--seconds=0"]
+SPANS = ["masking=span", "span_boundary=true"]
 HUGE = 2**22  # rows that no machine has the memory for
 NONE = {"fits": False, "peak_memory_bytes": None}
 SMALL = (  # soon compiled
@@ -79,3 +83,11 @@ def test_mistakes_are_named(words, message, capsys):
     assert main(["bench", *words, *CONFIG]) == 2
     told = capsys.readouterr().err
     assert message in told and told.count("error:") == 1
+
+
+@pytest.mark.parametrize("edits", [[], ["pair=none"], ["pair=sop", *SPANS]])
+def test_random_rows_have_the_arrays_of_real_ones(edits):
+    config = load(CONFIG[0].partition("=")[2], [f"objective.{e}" for e in edits])
+    made = {n: (a.shape, a.dtype) for n, a in bench._batch(config, "", 0).items()}
+    said = shapes(config, 0)
+    assert made == {n: (size, np.dtype(kind)) for n, (size, kind) in said.items()}

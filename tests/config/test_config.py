@@ -1,5 +1,6 @@
 """Configs: presets, overrides, and a message for every mistake."""
 
+import json
 import math
 from pathlib import Path
 
@@ -107,7 +108,12 @@ def test_a_bad_override_names_the_field_and_the_remedy(text: str, words: list) -
         "model.positions=256",
         "objective.mask_rate=-0.1",
         "objective.random_token_share=0.3",
-        "objective.cross_documents=true",
+        "objective.mask_token_share=1.1",
+        "objective.masking=words",
+        "objective.pair=order",
+        "objective.input=pages",
+        "objective.input=full_sentences",
+        "objective.span_boundary=true",
         "phases[0].share=0.5",
         "phases[0].batch=255",
         "mesh.fsdp=0",
@@ -187,6 +193,54 @@ def test_saved_config_takes_overrides(tmp_path: Path) -> None:
     saved = tmp_path / "config.json"
     saved.write_text(config.to_json(config.load(TINY)))
     assert config.load(str(saved), ["seed=7"]).seed == 7
+
+
+@pytest.mark.parametrize(
+    ("pair", "fits"),
+    [
+        ("nsp", "segment_pair sentence_pair"),
+        ("sop", "segment_pair sentence_pair"),
+        ("none", "doc_sentences full_sentences"),
+    ],
+)
+def test_each_pair_has_its_inputs(pair: str, fits: str) -> None:
+    every = "segment_pair sentence_pair doc_sentences full_sentences".split()
+    for name in every:
+        edits = [f"objective.pair={pair}", f"objective.input={name}"]
+        if name in fits.split():
+            assert config.load(TINY, edits).objective.input == name
+        else:
+            with pytest.raises(UserError, match="choose one of auto, " + fits[:3]):
+                config.load(TINY, edits)
+
+
+@pytest.mark.parametrize(
+    "shares", [(1, 0), (0.8, 0), (0.8, 0.2), (0, 0.8), (0, 1), (0.7, 0.3)]
+)
+def test_every_split_of_the_masked_tokens_is_allowed(shares: tuple) -> None:
+    names = "mask_token_share", "random_token_share"
+    edits = [f"objective.{n}={s}" for n, s in zip(names, shares, strict=True)]
+    found = config.load(TINY, edits).objective
+    assert (found.mask_token_share, found.random_token_share) == shares
+
+
+@pytest.mark.parametrize(
+    ("old", "masking", "form"),
+    [
+        ({"whole_word": True, "cross_documents": False}, "whole_word", "auto"),
+        ({"whole_word": False, "cross_documents": True}, "token", "full_sentences"),
+    ],
+)
+def test_a_run_from_before_the_choices_is_read(
+    tmp_path: Path, old: dict, masking: str, form: str
+) -> None:
+    values = json.loads(config.to_json(config.load(TINY, ["objective.pair=none"])))
+    for name in ("input", "masking", "span_boundary"):
+        del values["objective"][name]
+    values["objective"] |= old
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    found = config.load(str(tmp_path / "config.json")).objective
+    assert (found.masking, found.input) == (masking, form)
 
 
 def test_paper_and_smoke_combine() -> None:

@@ -19,10 +19,13 @@ DOCUMENTS = st.lists(
     st.lists(st.integers(1, 70), min_size=1, max_size=12), min_size=1, max_size=12
 )
 OBJECTIVES = st.builds(
-    Objective,
-    pair=st.sampled_from(["nsp", "none"]),
+    lambda form, **rest: Objective(*form, **rest),
+    st.sampled_from(
+        [("nsp", "auto"), ("none", "auto"), ("sop", "auto")]
+        + [("nsp", "sentence_pair"), ("sop", "sentence_pair")]
+    ),
     short_seq_prob=st.sampled_from([0.0, 0.1, 0.5]),
-    whole_word=st.booleans(),
+    masking=st.sampled_from(["token", "whole_word", "span"]),
     mask_count=st.sampled_from(["unbiased", "nearest"]),
 )
 
@@ -66,7 +69,7 @@ def _check_example(source, batch, row, where, objective, label):
     segment = batch["segment"][row, where]
     assert (segment[: ends[0] + 1] == 0).all()
     _check_span(source, token[1 : ends[0]])
-    if objective.pair == "none":
+    if label is None:
         assert len(ends) == 1
         return
     assert len(ends) == 2 and (segment[ends[0] + 1 :] == 1).all()
@@ -75,6 +78,8 @@ def _check_example(source, batch, row, where, objective, label):
     here, there = (_document(source, ids[0] - SPECIALS) for ids in (first, second))
     if label == 0:
         assert here == there and second[0] > first[-1]
+    elif objective.pair == "sop":
+        assert here == there and first[0] > second[-1]
     elif len(source.documents) > 2:
         assert here != there
 
@@ -94,10 +99,11 @@ def test_batches_are_consistent_with_the_source(documents, objective, number, pa
         for number in range(1, example.max() + 1):
             where = np.flatnonzero(example == number)
             label = None
-            if objective.pair == "nsp":
+            if objective.pair != "none":
                 assert batch["nsp_position"][row, number - 1] == where[0]
-                assert batch["nsp_weight"][row, number - 1] == 1
-                label = batch["nsp_label"][row, number - 1]
+                weight = batch["nsp_weight"][row, number - 1]
+                assert weight == 1 or (weight == 0 and objective.pair == "sop")
+                label = batch["nsp_label"][row, number - 1] if weight else None
             _check_example(source, batch, row, where, objective, label)
     used = batch["mlm_weight"] > 0
     assert used.shape[1] == max_masked(objective, length)
@@ -169,9 +175,9 @@ def test_chapters_bound_the_plan_and_deal_every_document_once(monkeypatch):
     np.testing.assert_array_equal(both.first[1], alone.first[0])
 
 
-def test_cross_documents_makes_a_row_one_example():
+def test_full_sentences_make_a_row_one_example():
     source = random_store(20_000)
-    objective = Objective(pair="none", cross_documents=True)
+    objective = Objective(pair="none", input="full_sentences")
     batch = Batches(source, _config(objective), 0).batch(0)
     assert set(np.unique(batch["example"])) <= {0, 1}
     ends = (_unmask(batch) == source.vocabulary.sep).sum(1)
@@ -180,12 +186,16 @@ def test_cross_documents_makes_a_row_one_example():
 
 
 @pytest.mark.parametrize(
-    ("length", "whole_word", "tokens"),
-    [(128, False, 10_300_000), (512, False, 10_300_000), (128, True, 10_300_000)],
+    ("length", "masking", "tokens"),
+    [
+        (128, "token", 10_300_000),
+        (512, "token", 10_300_000),
+        (128, "whole_word", 10_300_000),
+    ],
 )
-def test_masking_statistics(length, whole_word, tokens):
+def test_masking_statistics(length, masking, tokens):
     source = random_store(300_000)
-    objective = Objective(whole_word=whole_word)
+    objective = Objective(masking=masking)
     batches = Batches(source, _config(objective, length=length, batch=256), 0)
     vocabulary = source.vocabulary
     count = dict.fromkeys(["real", "masked", "mask", "same", "pairs", "random"], 0)
@@ -202,7 +212,7 @@ def test_masking_statistics(length, whole_word, tokens):
         count["random"] += int(batch["nsp_label"].sum())
     masked = count["masked"]
     # Whole words that exceed what is left are skipped, so a few fewer are masked.
-    low = 0.145 if whole_word else 0.149
+    low = 0.145 if masking == "whole_word" else 0.149
     assert low < masked / count["real"] < 0.151
     assert abs(count["mask"] / masked - 0.8) < 0.002
     assert abs(count["same"] / masked - 0.1) < 0.002
@@ -212,7 +222,7 @@ def test_masking_statistics(length, whole_word, tokens):
 
 def test_whole_words_are_masked_whole():
     source = random_store(50_000)
-    objective = Objective(whole_word=True)
+    objective = Objective(masking="whole_word")
     batch = Batches(source, _config(objective, length=64, batch=64), 0).batch(0)
     token = _unmask(batch)
     chosen = np.zeros(token.shape, bool)
@@ -294,7 +304,7 @@ def test_a_segment_of_one_sentence_gets_a_random_partner():
     plan = Batches(source, _config(Objective(short_seq_prob=0.0)), 0).plan
     spans = plan.take(np.arange(plan.epoch_rows))
     used = spans.first_length > 0
-    assert spans.random[used].all()
+    assert spans.wrong[used].all()
     owners = [
         [_document(source, offset) for offset in field[used]]
         for field in (spans.first, spans.second)
@@ -308,14 +318,14 @@ def test_sentences_that_a_random_partner_displaces_are_put_back():
     plan = Batches(source, _config(objective, length=51, max_packed=1), 0).plan
     spans = plan.take(np.arange(plan.epoch_rows))
     seen = np.zeros(len(source.tokens), int)
-    real = ~spans.random & (spans.first_length > 0)
+    real = ~spans.wrong & (spans.first_length > 0)
     for row, slot in np.argwhere(spans.first_length > 0):
         first = spans.first[row, slot]
         seen[first : first + spans.first_length[row, slot]] += 1
         if real[row, slot]:
             second = spans.second[row, slot]
             seen[second : second + spans.second_length[row, slot]] += 1
-    assert spans.random.any() and real.any()
+    assert spans.wrong.any() and real.any()
     assert (seen == 1).all()  # as A or as what follows it: once, and none is lost
 
 
@@ -339,7 +349,7 @@ def test_a_word_that_exceeds_the_quota_is_skipped():
     continues[SPECIALS:] = np.arange(len(source.tokens)) % 60 < 30
     continues[SPECIALS::60] = False
     source = source._replace(vocabulary=source.vocabulary._replace(continues=continues))
-    objective = Objective(pair="none", whole_word=True, short_seq_prob=0.0)
+    objective = Objective(pair="none", masking="whole_word", short_seq_prob=0.0)
     batch = Batches(source, _config(objective, batch=32, max_packed=1), 0).batch(0)
     assert (batch["mlm_weight"].sum(1) > 0).all()
     label = batch["mlm_label"][batch["mlm_weight"] > 0]

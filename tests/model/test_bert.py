@@ -10,6 +10,7 @@ import pytest
 
 from bert_jax.config.presets import SIZES, model
 from bert_jax.model import Bert
+from bert_jax.model.bert import BoundaryHead
 from bert_jax.model.encoder import MLP
 from tests.model import reference
 from tests.model.batches import SMALL, mean_loss, packed, some_params, task, variant
@@ -308,3 +309,35 @@ def test_unknown_token_shows_as_nan():
     batch = packed([7, 5, 3])
     batch["token"][0, 0] = 48
     assert np.isnan(hidden(SMALL, some_params(), batch)[0, 0]).all()
+
+
+def test_span_boundary_head_by_hand():
+    rng, head = np.random.default_rng(0), BoundaryHead(SMALL)
+    left, right = rng.standard_normal((2, 3, 4, 12)).astype(np.float32)
+    offset = np.array([[0, 1, 5, 199]] * 3, np.int32)
+    table = rng.standard_normal((48, 12)).astype(np.float32)
+    arrays = map(jnp.asarray, (left, right, offset, table))
+    made = jax.eval_shape(head.init, jax.random.key(0), *arrays)
+    params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), made)
+    params = jax.tree.map(jnp.float32, params)
+
+    def apply(offset):
+        arrays = map(jnp.asarray, (left, right, offset, table))
+        return np.asarray(head.apply(params, *arrays))
+
+    found = apply(offset)
+    own = jax.tree.map(np.float64, params["params"])
+
+    def layer(x, dense, norm):
+        x = x @ dense["kernel"] + dense["bias"]
+        x = x / 2 * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
+        x = (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+        return x * norm["scale"] + norm["bias"]
+
+    x = np.concatenate([left, right, own["offset"][offset]], -1)
+    x = layer(x, own["first"], own["norm"])
+    x = layer(x, own["mlm"]["transform"], own["mlm"]["norm"])
+    wanted = (x @ table.T + own["mlm"]["bias"])[..., :37]
+    np.testing.assert_allclose(found[..., :37], wanted, rtol=1e-3, atol=1e-3)
+    last = np.full_like(offset, 199)
+    np.testing.assert_array_equal(apply(offset + 1_000), apply(last))

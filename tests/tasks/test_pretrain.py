@@ -5,6 +5,8 @@ import numpy as np
 import optax
 import pytest
 
+from bert_jax.config import Objective
+from bert_jax.tasks.pretrain import pretrain
 from tests.model.batches import SMALL, mean_loss, packed, some_params, task
 
 
@@ -26,6 +28,26 @@ def test_without_sentence_pairs():
     assert pairs.keys() == {"mlm_loss", "mlm_accuracy"}
     assert task(pair="none").terms == ("mlm_loss",)
     assert jax.jit(task(pair="none").predict)(params, batch).keys() == {"mlm_logits"}
+
+
+def test_span_boundaries_and_order_have_names_of_their_own():
+    objective = Objective(pair="sop", masking="span", span_boundary=True)
+    asked, batch = pretrain(SMALL, objective), packed([7, 5, 3])
+    for name in ("left", "right", "offset"):
+        batch[f"sbo_{name}"] = batch["mlm_position"]
+    params = jax.jit(asked.init)(jax.random.key(0))
+    pairs = jax.jit(asked.loss)(params, batch, None)
+    assert asked.terms == ("mlm_loss", "sop_loss", "sbo_loss")
+    parts = ("mlm", "sop", "sbo")
+    assert pairs.keys() == {f"{p}_{k}" for p in parts for k in ("loss", "accuracy")}
+    assert pairs["sbo_loss"][1] == batch["mlm_weight"].sum()
+    assert pairs["sop_loss"][1] == batch["nsp_weight"].sum()
+    logits = jax.jit(asked.predict)(params, batch)
+    assert logits["sbo_logits"].shape == logits["mlm_logits"].shape == (5, 4, 37)
+    log = np.asarray(jax.nn.log_softmax(logits["sbo_logits"]))
+    chosen = np.take_along_axis(log, batch["mlm_label"][..., None], -1)[..., 0]
+    total = -(chosen * batch["mlm_weight"]).sum()
+    assert pairs["sbo_loss"][0] == pytest.approx(total, rel=1e-4)
 
 
 def test_predictions_agree_with_the_loss():

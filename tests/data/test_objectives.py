@@ -1,0 +1,288 @@
+"""The objectives beside BERT's own: order of segments, other inputs, spans."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bert_jax.config import Config, Data, Objective, Phase
+from bert_jax.data.masking import max_masked
+from bert_jax.data.pipeline import Batches
+from bert_jax.evaluate import held_out
+from tests.data.synthetic import SPECIALS, random_store, store
+
+SPANS = Objective(masking="span", span_boundary=True)
+SETTINGS = [
+    Objective("sop"),
+    Objective("sop", "sentence_pair"),
+    Objective("nsp", "sentence_pair"),
+    Objective("none", "full_sentences"),
+    SPANS,
+]
+SOURCE = random_store(60_000)
+
+
+def _batches(source, objective, seed=3, **phase) -> Batches:
+    phase = Phase(**{"length": 64, "batch": 8, "max_packed": 5} | phase)
+    data = Data(eval_share=0.0)
+    config = Config(seed=seed, data=data, objective=objective, phases=(phase,))
+    return Batches(source, config, 0)
+
+
+def _every_example(source, objective, **phase):
+    """Those of an epoch, side by side."""
+    plan = _batches(source, objective, **phase).plan
+    found = plan.take(np.arange(plan.epoch_rows))
+    return found.take(found.first_length > 0)
+
+
+def _masked(batch):
+    """Of each masked token: its row and place, and what is shown there."""
+    rows, slots = np.nonzero(batch["mlm_weight"])
+    places = batch["mlm_position"][rows, slots]
+    return rows, slots, places, batch["token"][rows, places]
+
+
+@pytest.mark.parametrize("objective", SETTINGS)
+def test_batches_depend_on_seed_and_step_alone(objective):
+    batches = _batches(SOURCE, objective)
+    for number in (0, 7, 1_000_000):
+        whole = _batches(SOURCE, objective).batch(number)
+        for hosts in (1, 2, 4):
+            parts = [batches.batch(number, (i, hosts)) for i in range(hosts)]
+            for name, array in whole.items():
+                together = np.concatenate([part[name] for part in parts])
+                np.testing.assert_array_equal(array, together)
+
+
+@pytest.mark.parametrize("objective", SETTINGS)
+def test_epochs_and_seeds_differ(objective):
+    source = random_store(2_000)
+    batches = _batches(source, objective, batch=1)
+    epoch = batches.plan.epoch_rows
+    other = _batches(source, objective, seed=4, batch=1)
+    read = {
+        name: [made.batch(start + i) for i in range(epoch)]
+        for name, made, start in (
+            ("first", batches, 0),
+            ("second", batches, epoch),
+            ("other", other, 0),
+        )
+    }
+    seen = {
+        tuple(np.concatenate([batch["token"][0] for batch in rows]).tolist())
+        for rows in read.values()
+    }
+    assert len(seen) == 3
+    if "nsp_label" in read["first"][0]:
+        labels = [
+            [batch["nsp_label"].tolist() for batch in rows] for rows in read.values()
+        ]
+        assert labels[0] != labels[1] != labels[2]
+
+
+@pytest.mark.parametrize("form", ["segment_pair", "sentence_pair"])
+def test_swapped_pairs_are_half_of_all(form):
+    pairs = _every_example(SOURCE, Objective("sop", form), length=256)
+    pairs = pairs.take(pairs.second_length > 0)
+    ends = pairs.first + pairs.first_length, pairs.second + pairs.second_length
+    np.testing.assert_array_equal(pairs.wrong, pairs.second < pairs.first)
+    gap = np.where(pairs.wrong, pairs.first - ends[1], pairs.second - ends[0])
+    assert (gap >= 0).all()
+    assert (gap[pairs.first_length + pairs.second_length < 256 - 3] == 0).all()
+    assert abs(pairs.wrong.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(pairs.wrong))
+
+
+def test_lengths_do_not_tell_the_order():
+    source = store([[60] * 2] * 100)  # of 45 tokens one side gets the odd one
+    pairs = _every_example(source, Objective("sop"), length=48)
+    for swapped in (True, False):
+        of_these = pairs.take(pairs.wrong == swapped)
+        lengths = of_these.first_length, of_these.second_length
+        assert set(zip(*lengths, strict=True)) == {(23, 22)}
+
+
+@pytest.mark.parametrize("form", ["segment_pair", "sentence_pair"])
+def test_a_last_sentence_is_paired_with_the_one_before(form):
+    source = store([[30] * 3] * 20)
+    pairs = _every_example(source, Objective("sop", form, 0.0), length=63)
+    low = np.minimum(pairs.first, pairs.second)
+    assert sorted(low // 30 % 3) == [0] * 20 + [1] * 20
+    assert (pairs.first_length == 30).all() and (pairs.second_length == 30).all()
+
+
+def test_a_document_of_one_sentence_has_no_order():
+    batch = _batches(store([[20]] * 50), Objective("sop")).batch(0)
+    assert batch["nsp_weight"].sum() == 0 and batch["nsp_label"].sum() == 0
+    assert batch["mlm_weight"].sum() > 0 and batch["segment"].sum() == 0
+    ends = (batch["token"] == SOURCE.vocabulary.sep).sum(1)
+    np.testing.assert_array_equal(ends, batch["example"].max(1))
+    assert ends.max() == 2  # 22 tokens each, of 64
+
+
+def test_pairs_of_sentences_cover_the_corpus_and_half_are_random():
+    pairs = _every_example(SOURCE, Objective("nsp", "sentence_pair"), length=512)
+    sides = (pairs.first, pairs.first_length), (pairs.second, pairs.second_length)
+    for first, size in sides:
+        begin, end = np.searchsorted(SOURCE.sentences, (first, first + size))
+        assert (end == begin + 1).all()
+    seen = np.zeros(len(SOURCE.tokens), int)
+    real = pairs.take(~pairs.wrong)
+    spans = zip(
+        (*pairs.first, *real.second),
+        (*pairs.first_length, *real.second_length),
+        strict=True,
+    )
+    for first, size in spans:
+        seen[first : first + size] += 1
+    assert (seen == 1).all()
+    # All pairs but those of a last sentence, which always are.
+    last = np.isin(pairs.first, SOURCE.sentences[SOURCE.documents[1:] - 1])
+    assert pairs.wrong[last].all()
+    free = pairs.wrong[~last]
+    assert abs(free.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(free))
+
+
+def test_pairs_of_sentences_are_planned_in_smaller_chapters(monkeypatch):
+    monkeypatch.setattr("bert_jax.data.plan.CHAPTER_TOKENS", 30_000)
+    plans = [
+        _batches(SOURCE, Objective("nsp", form)).plan
+        for form in ("auto", "sentence_pair")
+    ]
+    several = [plan.epoch_rows // plan.rows_per_chapter for plan in plans]
+    assert several[1] >= 3 * several[0]
+
+
+def test_the_order_has_a_majority_of_its_own():
+    data = Data(eval_share=0.5, eval_rows=64)
+    config = Config(data=data, objective=Objective("sop"), phases=(Phase(length=64),))
+    facts = held_out(SOURCE, config, 0).facts
+    assert 0.5 <= facts["eval_sop_majority"] < 0.7
+    assert "eval_nsp_majority" not in facts
+
+
+@pytest.mark.parametrize(
+    ("mask", "random"), [(0.8, 0.1), (1, 0), (0.8, 0), (0.8, 0.2), (0, 0.8), (0, 1)]
+)
+@pytest.mark.parametrize("masking", ["token", "span"])
+def test_every_split_of_table_8(mask, random, masking):
+    """Devlin et al. 2019, appendix C.2."""
+    objective = Objective(
+        mask_token_share=mask, random_token_share=random, masking=masking
+    )
+    batch = _batches(SOURCE, objective, length=512, batch=400).batch(0)
+    shown = _masked(batch)[3]
+    same = (shown == batch["mlm_label"][batch["mlm_weight"] > 0]).mean()
+    hidden = (shown == SOURCE.vocabulary.mask).mean()
+    # 30,000 tokens, or 6,000 spans that are not all as long.
+    bound = 0.012 if masking == "token" else 0.04
+    for share, wanted in ((hidden, mask), (same, 1 - mask - random)):
+        assert abs(share - wanted) < (bound if 0 < wanted < 0.999 else 1e-3)
+
+
+DOCUMENTS = st.lists(
+    st.lists(st.integers(1, 70), min_size=1, max_size=12), min_size=1, max_size=12
+)
+FORMS = [("nsp", "auto"), ("sop", "auto"), ("none", "auto"), ("none", "full_sentences")]
+
+
+@settings(max_examples=60)
+@given(
+    DOCUMENTS,
+    st.sampled_from(FORMS),
+    st.sampled_from([0.15, 0.5, 0.9]),
+    st.sampled_from(["unbiased", "nearest"]),
+    st.integers(0, 50),
+)
+def test_spans_are_whole_words_between_two_other_tokens(
+    documents, form, rate, count, number
+):
+    source = store(documents)
+    pair, way = form
+    objective = dataclasses.replace(
+        SPANS, pair=pair, input=way, mask_rate=rate, mask_count=count
+    )
+    batch = _batches(source, objective).batch(number)
+    rows, slots, places, _ = _masked(batch)
+    assert batch["mlm_position"].shape[1] == max_masked(objective, 64)
+    token = batch["token"].copy()
+    token[rows, places] = batch["mlm_label"][rows, slots]
+    real = token >= SPECIALS
+    opens = ~source.vocabulary.continues[token] & real
+    opens[:, 1:] |= ~real[:, :-1]
+    spans = {}
+    left, right, offset = (
+        batch[f"sbo_{name}"][rows, slots] for name in ("left", "right", "offset")
+    )
+    for row, place, *span in zip(rows, places, left, right, offset, strict=True):
+        spans.setdefault((row, span[0], span[1]), []).append((place, span[2]))
+    owners = set()
+    for (row, before, after), inside in spans.items():
+        # Each token between the two, once, counted from the left one.
+        wanted = [(before + 1 + i, i) for i in range(after - before - 1)]
+        assert sorted(inside) == wanted
+        here = slice(before + 1, after)
+        assert real[row, here].all()
+        assert len(set(batch["example"][row, before : after + 1])) == 1
+        assert opens[row, before + 1] and (opens[row, after] or not real[row, after])
+        assert 1 <= opens[row, here].sum() <= 10
+        owners |= {(row, place) for place, _ in inside}
+    assert len(owners) == len(rows)  # no token is in two spans
+    unused = batch["mlm_weight"] == 0
+    assert not any(batch[f"sbo_{n}"][unused].any() for n in ("left", "right", "offset"))
+
+
+def _span_lengths(batch, source):
+    """[words] of every span; what a span shows of [MASK] and of its own tokens."""
+    rows, slots, places, shown = _masked(batch)
+    token = batch["token"].copy()
+    token[rows, places] = batch["mlm_label"][rows, slots]
+    opens = ~source.vocabulary.continues[token]
+    before = np.cumsum(opens, 1) - opens
+    left, right = (batch[f"sbo_{side}"][rows, slots] for side in ("left", "right"))
+    head = batch["sbo_offset"][rows, slots] == 0
+    words = before[rows, right] - before[rows, left + 1]
+    words += ~opens[rows, left + 1]  # a text that begins within a word
+    span = np.cumsum(head) - 1
+    hidden = np.bincount(span, shown == source.vocabulary.mask)
+    same = np.bincount(span, shown == batch["mlm_label"][rows, slots])
+    return words[head], hidden, same, np.bincount(span)
+
+
+def test_lengths_of_spans_are_geometric():
+    """Joshi et al. 2020, section 3.1 and figure 2."""
+    source = random_store(300_000)
+    objective = dataclasses.replace(SPANS, pair="none", input="full_sentences")
+    batches = _batches(source, objective, length=4096, batch=64, max_packed=64)
+    batch = batches.batch(0)
+    words, hidden, same, size = _span_lengths(batch, source)
+    wanted = 0.2 * 0.8 ** np.arange(10)
+    wanted /= wanted.sum()
+    assert wanted @ np.arange(1, 11) == pytest.approx(3.8, abs=0.01)
+    found = np.bincount(words, minlength=11)[1:] / len(words)
+    # The last span of an example is cut, and so is the last one of a text.
+    assert np.abs(found - wanted).sum() / 2 < 0.03
+    assert words.mean() == pytest.approx(3.8, rel=0.04)
+    # All of a span has one fate; a few of the random tokens are right by chance.
+    assert set(hidden / size) == {0, 1}
+    whole = np.isin(same / size, (0, 1)).mean()
+    assert whole > 0.999
+    deviation = 4 * np.sqrt(0.25 / len(words))
+    assert abs((hidden == size).mean() - 0.8) < deviation
+    assert abs((same == size).mean() - 0.1) < deviation
+
+
+@pytest.mark.parametrize("length", [128, 512])
+@pytest.mark.parametrize("rate", [0.15, 0.4])
+def test_spans_spend_the_budget(length, rate):
+    objective = Objective(masking="span", mask_rate=rate)
+    batches = _batches(SOURCE, objective, length=length, batch=256, max_packed=8)
+    real = masked = 0
+    for number in range(4):
+        batch = batches.batch(number)
+        real += np.count_nonzero(batch["example"])
+        masked += np.count_nonzero(batch["mlm_weight"])
+    # What is left at the end may be shorter than any word.
+    assert 0.97 * rate < masked / real < 1.007 * rate
