@@ -38,8 +38,8 @@ def train_flops(
 ) -> float:
     """Model FLOPs of training on one row: the forward pass three times.
 
-    Counts matrix products only, with the real vocabulary; no rematerialisation,
-    no embedding lookup, no pooler.
+    Counts matrix products only (of Mamba also its scan), with the real vocabulary; no
+    rematerialisation, no embedding lookup, no pooler.
 
     Args:
       model: the sizes.
@@ -51,11 +51,18 @@ def train_flops(
       [FLOP a row].
     """
     hidden, layers = model.hidden, model.layers
-    dense = layers * (4 * hidden**2 + 2 * hidden * model.mlp)
-    scores = 2 * layers * hidden * length
+    products = layers * (_mixed(model, length) + 2 * hidden * model.mlp)
     head = hidden * model.vocab_size + hidden**2
     head += boundary * (head + 3 * hidden**2)
-    return 6.0 * (length * (dense + scores) + masked * head)
+    return 6.0 * (length * products + masked * head)
+
+
+def _mixed(model: Model, length: int) -> float:
+    """Multiplications of one layer's mixer at a position."""
+    if model.mixer == "attention":
+        return 4 * model.hidden**2 + 2 * model.hidden * length
+    flops = {"mamba": mamba_flops, "lstm": lstm_flops}[model.mixer](model.hidden)
+    return flops / 2
 
 
 def repeated_flops(model: Model, length: int) -> float:
@@ -63,16 +70,15 @@ def repeated_flops(model: Model, length: int) -> float:
 
     Args:
       model: `remat` decides: `full` repeats the forward pass of the layers, `dots`
-        only the products inside attention.
+        only the products inside attention, or all of another mixer's.
       length: positions of a row. [tokens]
 
     Returns:
       [FLOP a row].
     """
-    hidden = model.hidden
-    scores = 2 * hidden * length
-    dense = 4 * hidden**2 + 2 * hidden * model.mlp
-    again = {"none": 0, "dots": scores, "full": scores + dense}[model.remat]
+    mixed, dense = _mixed(model, length), 2 * model.hidden * model.mlp
+    scores = 2 * model.hidden * length if model.mixer == "attention" else mixed
+    again = {"none": 0, "dots": scores, "full": mixed + dense}[model.remat]
     return 2.0 * length * model.layers * again
 
 

@@ -32,15 +32,25 @@ RULES: tuple[Rule, ...] = (
     Rule(r"embeddings/(position|segment)", (None, "embed")),
     Rule(r"embeddings/norm/(scale|bias)", (None,)),
     Rule(
-        r"layers/attention/(query|key|value)/kernel", ("layers", "embed", "heads", None)
+        r"layers/attention/(query|key|value)/kernel",
+        ("layers", "embed", "heads", None),
+        optional=True,
     ),
-    Rule(r"layers/attention/(query|key|value)/bias", ("layers", "heads", None)),
-    Rule(r"layers/attention/out/kernel", ("layers", "heads", None, "embed")),
+    Rule(
+        r"layers/attention/(query|key|value)/bias",
+        ("layers", "heads", None),
+        optional=True,
+    ),
+    Rule(
+        r"layers/attention/out/kernel",
+        ("layers", "heads", None, "embed"),
+        optional=True,
+    ),
     Rule(r"layers/mlp/up/kernel", ("layers", "embed", "mlp")),
     Rule(r"layers/mlp/up/bias", ("layers", "mlp")),
     Rule(r"layers/mlp/down/kernel", ("layers", "mlp", "embed")),
     Rule(r"layers/(attention/out|mlp/down)/bias", ("layers", None)),
-    Rule(r"layers/(attention|mlp)/norm/(scale|bias)", ("layers", None)),
+    Rule(r"layers/((attention|mlp)/)?norm/(scale|bias)", ("layers", None)),
     Rule(r"layers/mamba/in/kernel", ("layers", "embed", None, "mlp"), optional=True),
     Rule(r"layers/mamba/in/bias", ("layers", None, "mlp"), optional=True),
     Rule(

@@ -1,4 +1,5 @@
 import dataclasses
+import re
 
 import jax
 import jax.numpy as jnp
@@ -7,8 +8,6 @@ from jax.sharding import PartitionSpec
 
 from bert_jax import config, sharding, tree
 from bert_jax.errors import UserError
-from bert_jax.model.lstm import LSTM
-from bert_jax.model.mamba import Mamba
 from bert_jax.tasks.classify import classify
 from bert_jax.tasks.pretrain import pretrain
 from tests import linear_task
@@ -51,21 +50,18 @@ def test_every_parameter_has_one_rule(pair):
 
 def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
     settings = config.TaskSettings(kind="tag", labels=("a", "b"), features="sum_all")
-    tagger = jax.eval_shape(classify(SMALL, settings).init, jax.random.key(0))
     objective = config.Objective(pair="sop", masking="span", span_boundary=True)
-    whole = jax.eval_shape(pretrain(SMALL, objective).init, jax.random.key(0))
-    x, example = jnp.zeros((1, 2, SMALL.hidden)), jnp.ones((1, 2), jnp.int32)
-    for name, mixer in (("mamba", Mamba(SMALL)), ("lstm", LSTM(SMALL))):
-        made = jax.eval_shape(mixer.init, jax.random.key(0), x, example, None)
-        whole["layers"][name] = made["params"]
+    models = [dataclasses.replace(SMALL, mixer=m) for m in ("mamba", "lstm")]
+    tasks = [pretrain(m, objective) for m in (SMALL, *models)]
     met = set()
-    for name in {**tree.flatten(whole), **tree.flatten(tagger)}:
-        found = [r for r in sharding.RULES if sharding.re.fullmatch(r.pattern, name)]
-        assert len(found) == 1, name
-        met.update(found)
+    for task in (classify(SMALL, settings), *tasks):
+        shapes = jax.eval_shape(task.init, jax.random.key(0))
+        for name in tree.flatten(shapes):
+            matching = [r for r in sharding.RULES if re.fullmatch(r.pattern, name)]
+            assert len(matching) == 1, name
+            met.update(matching)
+        sharding.param_shardings(mesh_of(2, 2, 2), shapes)
     assert met == set(sharding.RULES)
-    sharding.param_shardings(mesh_of(2, 2, 2), tagger)
-    sharding.param_shardings(mesh_of(2, 2, 2), whole)
 
 
 def test_all_faults_are_reported_together():

@@ -88,6 +88,7 @@ class Model:
     init_std: float = 0.02  # of the truncated normal
     dtype: str = "bfloat16"  # of the computation; parameters are float32
     matmul_dtype: str = "auto"  # of what linear maps multiply; auto is dtype
+    mixer: str = "attention"  # attention, mamba or lstm: mixes a row's positions
     attention: str = "auto"  # auto, xla, cudnn or splash
     scan: bool = True  # one compiled layer in a loop, or all layers unrolled
     remat: str = "none"  # none, full, or dots: keep matrix products, redo the rest

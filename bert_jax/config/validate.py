@@ -35,6 +35,7 @@ _CHOICES = {
     "model.activation": ("gelu_tanh", "gelu"),
     "model.dtype": ("bfloat16", "float32"),
     "model.matmul_dtype": ("auto", "bfloat16"),
+    "model.mixer": ("attention", "mamba", "lstm"),
     "model.attention": ("auto", "xla", "cudnn", "splash"),
     "model.remat": ("none", "full", "dots"),
     "optim.name": ("adamw", "lamb", "radam"),

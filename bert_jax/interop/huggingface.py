@@ -270,6 +270,11 @@ def to_tensors(
             "LSTM, so this model cannot be exported; use it with bert-jax predict, or "
             "export config.init, whose encoder it has unchanged"
         )
+    if model.mixer != "attention":
+        raise UserError(
+            f"config.model.mixer={model.mixer}: transformers' BERT has attention only, "
+            "so this model cannot be exported"
+        )
     wanted = "classify" if task.kind == "regress" else task.kind
     fits = [
         (kind, needed)

@@ -147,9 +147,12 @@ def in_training(config: Model, length: int, kind: str) -> tuple[str, str]:
       kind: of device, as JAX names it.
 
     Returns:
-      Two implementations; the second is "" unless attention dropout alone rules it out.
+      Two implementations, the first of which may be another mixer; the second is ""
+      unless attention dropout alone rules it out.
     """
     dropping = config.attention_dropout > 0
+    if config.mixer != "attention":
+        return config.mixer, ""
     if config.attention != "auto":
         return config.attention, ""
     features = config.hidden // config.heads

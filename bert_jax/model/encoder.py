@@ -10,6 +10,8 @@ from jaxtyping import Array, Float, Int32, UInt32
 from bert_jax.config import Model
 from bert_jax.model.attention import Attention
 from bert_jax.model.layers import Dense, Norm, Words, dropout, initializer
+from bert_jax.model.lstm import LSTM
+from bert_jax.model.mamba import Mamba
 from bert_jax.sharding import hold_looked_up, hold_rows
 
 
@@ -81,15 +83,25 @@ class MLP(nn.Module):
         return self.norm(dropout(y, words, self.config.dropout), x)
 
 
+_MIXERS = {"mamba": Mamba, "lstm": LSTM}
+
+
 class Layer(nn.Module):
-    """One post-LayerNorm Transformer layer, in the form that `nn.scan` takes."""
+    """One post-LayerNorm layer, in the form that `nn.scan` takes.
+
+    A mixer other than attention leaves residual, dropout and LayerNorm to the layer.
+    """
 
     config: Model
     keep: bool = False
 
     def setup(self) -> None:
         """Declares the parameters and parts."""
-        self.attention = Attention(self.config)
+        if self.config.mixer == "attention":
+            self.attention = Attention(self.config)
+        else:
+            setattr(self, self.config.mixer, _MIXERS[self.config.mixer](self.config))
+            self.norm = Norm(self.config)
         self.mlp = MLP(self.config)
 
     def __call__(
@@ -99,8 +111,14 @@ class Layer(nn.Module):
         example: Int32[Array, "B L"],
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"] | None]:
         """Applies the layer; what `nn.scan` stacks comes second."""
-        x = hold_rows(self.attention(x, example, None if words is None else words[:2]))
-        x = hold_rows(self.mlp(x, None if words is None else words[2]))
+        _, after, last = (None,) * 3 if words is None else words
+        y = getattr(self, self.config.mixer)(
+            x, example, None if words is None else words[:2]
+        )
+        if self.config.mixer != "attention":
+            y = self.norm(dropout(y, after, self.config.dropout), x)
+        x = hold_rows(y)
+        x = hold_rows(self.mlp(x, last))
         return x, x if self.keep else None
 
 

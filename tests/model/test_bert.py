@@ -190,6 +190,19 @@ def test_scan_and_remat_change_nothing(edits):
     jax.tree.map(close, step(variant(**edits)), step(SMALL))
 
 
+@pytest.mark.parametrize("mixer", ["mamba", "lstm"])
+def test_packed_examples_do_not_meet_in_other_mixers(mixer):
+    config = variant(mixer=mixer)
+    params, batch = some_params(config), packed([7, 5, 3])
+    states = hidden(config, params, batch)
+    other = dict(batch, token=np.where(batch["example"] == 2, 3, batch["token"]))
+    changed = np.abs(hidden(config, params, other) - states).max(-1)
+    assert changed[batch["example"] == 2].max() > 1e-3
+    np.testing.assert_allclose(changed[batch["example"] != 2], 0, atol=1e-6)
+    looped = variant(mixer=mixer, scan=True)
+    np.testing.assert_allclose(hidden(looped, params, batch), states, atol=1e-5)
+
+
 def linear_maps(jaxpr):
     """How many products without a batch axis a program and its parts hold."""
     count = 0
