@@ -67,8 +67,9 @@ def attend(
       query: floating, not scaled yet.
       key: as query.
       value: as query.
-      example: number of the example at each position; 0 is padding, which
-        neither attends nor is attended to and gives zeros.
+      example: number of the example at each position; 0 is padding, to which nothing
+        else attends. What it gives is finite and means nothing: to clear it would cost
+        the kernels' backward pass another copy of the result.
       words: random uint32 [2] for dropout of probabilities; None is no dropout.
       rate: probability of dropping an attention probability.
       implementation: `xla`, `cudnn`, `splash`, or `auto`: what `choose` chooses.
@@ -110,8 +111,7 @@ def attend(
             f"{query.dtype} and {features}; set it to auto or xla"
         )
     kernel = sharding.by_rows_and_heads(_KERNELS[implementation])
-    mixed = kernel(query, key, value, example)
-    return jnp.where((example > 0)[:, :, None, None], mixed, 0)
+    return kernel(query, key, value, example)
 
 
 def choose(
@@ -169,7 +169,7 @@ def _allowed(example: Int32[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
 
 
 def _cudnn(query, key, value, example):
-    mask = _allowed(example)
+    mask = (example[:, :, None] == example[:, None, :])[:, None]
     return jax.nn.dot_product_attention(
         query, key, value, mask=mask, implementation="cudnn"
     )
