@@ -6,7 +6,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, Int32
 
 from bert_jax.config import Model
@@ -18,6 +17,7 @@ from bert_jax.model.layers import (
     gelu,
     initializer,
     matmul_dtype,
+    turned,
 )
 
 Batch = dict[str, Any]  # of arrays; see the data pipeline
@@ -234,7 +234,7 @@ def _tied_backward(dtype, kept, gradient):
 
     The table's is float32, so that it and that of the lookup are reduced as one. The
     bias's is a product with ones: XLA's CPU back end sums so many columns ten times
-    slower, nor can it multiply bfloat16 into a result that it transposes as it does.
+    slower.
     """
     x, table = kept
     ones = jnp.ones(gradient.shape[:2], gradient.dtype)
@@ -252,7 +252,7 @@ def _tied_backward(dtype, kept, gradient):
         gradient.astype(dtype),
         preferred_element_type=jnp.float32,
     )
-    return of_x, lax.optimization_barrier(of_table).T, of_bias
+    return of_x, turned(of_table, dtype != x.dtype), of_bias
 
 
 _tied.defvjp(_tied_forward, _tied_backward)

@@ -94,10 +94,17 @@ def _product_backward(inputs, dtype, kept, gradient):
     a, b = (gradient, x) if wide else (x, gradient)
     a, b = (v.reshape(*v.shape[:rows], -1) for v in (a, b))
     y = _contract(a, b, ([*range(rows)],) * 2, dtype)
-    # It cannot multiply bfloat16 into a result that it transposes at the same time.
-    y = lax.optimization_barrier(y).T if wide else y
-    kernel_gradient = y.reshape(kernel.shape)
+    kernel_gradient = (turned(y, dtype != x.dtype) if wide else y).reshape(kernel.shape)
     return x_gradient, kernel_gradient.astype(kernel.dtype)
+
+
+def turned(y: Float[Array, "X Y"], mixed: bool) -> Float[Array, "Y X"]:
+    """The transpose of a product, of factors narrower than the computation if `mixed`.
+
+    XLA's CPU back end cannot multiply these into a result that it transposes as it
+    does. Nowhere else: a gradient behind the barrier is reduced over devices alone.
+    """
+    return (lax.optimization_barrier(y) if mixed else y).T
 
 
 _product.defvjp(_product_forward, _product_backward)

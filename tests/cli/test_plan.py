@@ -108,6 +108,33 @@ def test_fused_attention_keeps_no_scores(name, attention):
     assert kept == (attention == "xla")
 
 
+def large(name, *flags):
+    config = f"--config={ROOT}/configs/bert_large.py"  # the last one counts
+    no_dropout = "--config.model.attention_dropout=0.0"
+    done = run(config, no_dropout, f"--topology={name}", "--json", *flags)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.slow
+def test_bert_large_keeps_much_less_with_fused_attention_on_a_gpu():
+    sizes = {}
+    for attention in ("cudnn", "xla"):
+        found = large("h100:1", "--batch=64", f"--config.model.attention={attention}")
+        assert found["attention"] == attention and found["length"] == 512
+        sizes[attention] = found["hbm_used_bytes"] - found["state_bytes"]
+    assert sizes["cudnn"] <= 0.65 * sizes["xla"]
+
+
+@pytest.mark.slow
+def test_bert_large_on_a_tpu_gathers_parameters_alone_and_may_reach_60_percent():
+    found = large("v6e:16x16", "--batch=32", "--mesh=data=-1,fsdp=16")
+    assert found["attention"] == "splash" and found["fits"]
+    gathered = found["collectives"]["all-gather"]["elements"]
+    assert gathered <= 2.01 * found["params"]  # forward and backward
+    assert found["mfu_roofline"] >= 0.6
+
+
 @pytest.mark.slow
 def test_too_large_for_a_tpu_is_mended_by_compiling():
     flags = ["--topology=v5e:2x2", "--config.model.hidden=256", "--batch=16384"]
