@@ -112,8 +112,9 @@ def prepare(folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     kinds = config.task.kind, config.objective.pair, config.optim.name
     if kinds != ("pretrain", "nsp", "adamw") or config.objective.span_boundary:
         raise UserError(
-            "here only pretraining with config.objective.pair=nsp, without "
-            "span_boundary, and adamw"
+            "compares BERT's recipe alone: set config.task.kind=pretrain, "
+            "config.objective.pair=nsp, config.objective.span_boundary=False and "
+            "config.optim.name=adamw"
         )
     for setting in args.settings.split(","):
         if not re.fullmatch(rf"({'|'.join(SETTINGS)})(:[1-9]\d*)?", setting):

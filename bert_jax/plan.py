@@ -327,16 +327,7 @@ def report(found: Compiled, wanted: Config | None = None) -> dict[str, Any]:
     """
     config, topology = found.config, found.topology
     shape, chips = config.phases[found.phase], len(topology.devices)
-    objective = config.objective
-    flops = [
-        metrics.train_flops(
-            config.model,
-            p.length,
-            masking.max_masked(objective, p.length),
-            objective.span_boundary,
-        )
-        for p in config.phases
-    ]
+    flops = [row_flops(config, p.length) for p in config.phases]
     kind = topology.devices[0].device_kind
     using, faster = in_training(config.model, shape.length, kind)
     result: dict[str, Any] = {
@@ -394,6 +385,13 @@ def report(found: Compiled, wanted: Config | None = None) -> dict[str, Any]:
         "days": hours / chips / 24,
         "chip_hours": hours,
     }
+
+
+def row_flops(config: Config, length: int) -> float:
+    """Model FLOPs of pretraining on one full row of some tokens; see `train_flops`."""
+    objective = config.objective
+    masked = masking.max_masked(objective, length)
+    return metrics.train_flops(config.model, length, masked, objective.span_boundary)
 
 
 def _collectives(found: Compiled) -> tuple[dict[str, dict[str, Any]], float]:

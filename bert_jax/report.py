@@ -43,6 +43,10 @@ _TITLES = {  # of metrics, as held out and in training, in the order of the page
     "exact": "Exact match",
     "nsp_loss": "Next-sentence loss [nats]",
     "nsp_accuracy": "Next-sentence accuracy",
+    "sop_loss": "Sentence-order loss [nats]",
+    "sop_accuracy": "Sentence-order accuracy",
+    "sbo_loss": "Span-boundary loss [nats]",
+    "sbo_accuracy": "Span-boundary accuracy",
 }
 _TRAINING = {  # of training alone
     "learning_rate": "Learning rate",

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from bert_jax import metrics, plan, sharding
 from bert_jax.config import Config, Model
-from bert_jax.data import device, masking
+from bert_jax.data import device
 from bert_jax.data.examples import Batch
 from bert_jax.model.layers import matmul_dtype
 from bert_jax.step import TrainState
@@ -173,10 +173,7 @@ def report(ready: Ready, batch: Batch, times: list[float]) -> dict[str, Any]:
 def token_flops(config: Config, phase: int) -> float:
     """Model FLOPs of training on one token of a full row; see `train_flops`."""
     length = config.phases[phase].length
-    objective = config.objective
-    masked = masking.max_masked(objective, length)
-    boundary = objective.span_boundary
-    return metrics.train_flops(config.model, length, masked, boundary) / length
+    return plan.row_flops(config, length) / length
 
 
 def matmul_flops(model: Model) -> float:

@@ -41,10 +41,13 @@ class Dense(nn.Module):
     def __call__(
         self, x: Float[Array, "..."], activation: str = ""
     ) -> Float[Array, "..."]:
-        """Maps x, or what `gelu` makes of it, in its own dtype.
+        """Maps x in its own dtype.
 
-        The backward pass keeps x and works `gelu` out again: its result would be the
-        largest array of a layer, beside another one of its size.
+        Args:
+          x: floating.
+          activation: of `gelu`, which x goes through first; "" is none. The backward
+            pass keeps x and works it out again: the result would be the largest array
+            of a layer, beside another one of its size.
         """
         shape = (*x.shape[x.ndim - self.inputs :], *self.outputs)
         kernel = self.param("kernel", initializer(self.config), shape, jnp.float32)
@@ -98,16 +101,17 @@ def _product_backward(inputs, dtype, kept, gradient):
     return x_gradient, kernel_gradient.astype(kernel.dtype)
 
 
+_product.defvjp(_product_forward, _product_backward)
+
+
 def turned(y: Float[Array, "X Y"], mixed: bool) -> Float[Array, "Y X"]:
     """The transpose of a product, of factors narrower than the computation if `mixed`.
 
     XLA's CPU back end cannot multiply these into a result that it transposes as it
-    does. Nowhere else: a gradient behind the barrier is reduced over devices alone.
+    does, hence the barrier. Elsewhere there is none: XLA could not add the result to
+    another gradient before both are reduced over the devices.
     """
     return (lax.optimization_barrier(y) if mixed else y).T
-
-
-_product.defvjp(_product_forward, _product_backward)
 
 
 class Norm(nn.Module):
