@@ -91,6 +91,7 @@ RULES: tuple[Rule, ...] = (
         r"((sbo/)?mlm/transform|sbo/first|pooler|nsp|head)/bias", (None,), optional=True
     ),
     Rule(r"sbo/offset", (None, "embed"), optional=True),
+    Rule(r"distill/(embeddings|layers)/kernel", ("embed", None), optional=True),
     Rule(r"lstm/layer_\d+/input", ("embed", None, None, None), optional=True),
     # Whole: each position's product would gather it anew.
     Rule(r"lstm/layer_\d+/recurrent", (None,) * 4, optional=True),
@@ -188,6 +189,25 @@ def param_shardings(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise UserError(f"the parameters do not fit the mesh:\n{lines}")
     return shardings
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes of arrays that know where these are to lie.
+
+    Args:
+      shapes: tree of `jax.ShapeDtypeStruct`.
+      shardings: the same tree of shardings.
+
+    Returns:
+      The same tree of `jax.ShapeDtypeStruct`, as a restore needs them.
+    """
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
+        shapes,
+        shardings,
+    )
 
 
 def _size_faults(

@@ -124,6 +124,22 @@ class Optim:
 
 
 @dataclasses.dataclass(frozen=True)
+class Distill:
+    """What a student learns from a teacher, and how much of each; 0 is nothing."""
+
+    teacher: str = ""  # what config.init may be, trained on the same task; "" is none
+    copy: bool = True  # without config.init begin as these layers, with their sizes
+    layers: tuple[int, ...] = ()  # of the teacher, from 1, one for each of the student
+    # () is evenly spaced up to the last; of a copy every second
+    temperature: float = 2.0  # that both sides' logits are divided by
+    soft: float = 1.0  # times the cross entropy with the teacher's probabilities
+    hard: float = 1.0  # times the task's own loss
+    cosine: float = 0.0  # times 1 - the cosine of the last hidden states
+    hidden: float = 0.0  # times the squared error of the hidden states
+    attention: float = 0.0  # times that of the attention scores before the softmax
+
+
+@dataclasses.dataclass(frozen=True)
 class Phase:
     """A stretch of the run with one batch shape."""
 
@@ -164,6 +180,7 @@ class Config:
     objective: Objective = Objective()
     model: Model = Model()
     optim: Optim = Optim()
+    distill: Distill = Distill()
     phases: tuple[Phase, ...] = (Phase(),)
     mesh: Mesh = Mesh()
 

@@ -50,14 +50,15 @@ _POSITIVE = (
     "tokenizer.train_bytes tokenizer.min_frequency model.vocab_size "
     "model.vocab_multiple model.hidden model.layers model.heads model.mlp "
     "model.positions model.norm_epsilon model.init_std model.rope_base "
-    "model.global_every "
+    "model.global_every distill.temperature "
     "optim.peak_rate optim.epsilon optim.layer_decay task.epochs task.doc_stride "
     "task.max_answer task.lstm_hidden"
 ).split()
 _NOT_NEGATIVE = (
     "keep_best hang_after patience data.num_workers optim.end_rate optim.weight_decay "
     "optim.clip_norm optim.freeze_layers model.embedding model.layer_groups "
-    "model.segments model.window"
+    "model.segments model.window distill.soft distill.hard distill.cosine "
+    "distill.hidden distill.attention"
 ).split()
 _SHARES = (
     "data.eval_share task.dev_share objective.short_seq_prob objective.mask_rate "
@@ -69,6 +70,7 @@ def problems(config: Config) -> list[str]:
     """Every broken rule as "config.path=value: remedy"; empty when all hold."""
     faults = _range_problems(config) + _group_problems(config)
     faults += _objective_problems(config) + _tuning_problems(config)
+    faults += _teaching_problems(config)
     return faults + _phase_problems(config) + _mesh_problems(config)
 
 
@@ -173,6 +175,23 @@ def _tuning_problems(config: Config) -> list[str]:
             f"needs config.keep_best={config.keep_best} above 0 and config.save_every="
             f"{config.save_every} to divide config.eval_every={config.eval_every}"
         )
+    return _faults(config, remedies)
+
+
+def _teaching_problems(config: Config) -> list[str]:
+    settings, remedies = config.distill, {}
+    if not settings.teacher:
+        return []
+    losses = "soft", "hard", "cosine", "hidden", "attention"
+    if not any(getattr(settings, name) for name in losses):
+        remedies["distill.soft"] = f"one of {', '.join(losses)} must be above 0"
+    if min(settings.layers, default=1) < 1:
+        remedies["distill.layers"] = "layers are counted from 1"
+    if config.task.features:
+        remedies["task.features"] = "a frozen encoder learns from no teacher"
+    if config.model.mixer != "attention" and settings.attention:
+        path = "distill.attention"
+        remedies[path] = f"config.model.mixer={config.model.mixer} has no such scores"
     return _faults(config, remedies)
 
 
