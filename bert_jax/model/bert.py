@@ -140,7 +140,7 @@ class Bert(nn.Module):
         self, hidden: Float[Array, "B L D"], position: Int32[Array, "B K"]
     ) -> Float[Array, "B K D"]:
         """A summary of each packed example from its first token, [CLS]."""
-        return jnp.tanh(self.pooler(gather(hidden, position)))
+        return activate(self.pooler(gather(hidden, position)), self.config.pooler)
 
     def pretrain(self, batch: Batch, rng: jax.Array | None = None) -> Batch:
         """Logits of all objectives that the batch has the places of.
