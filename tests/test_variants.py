@@ -26,7 +26,8 @@ VARIANTS = {
     "whole-word": "objective.masking=whole_word",
     "span": "objective.masking=span objective.span_boundary=True",
     "sop": "objective.pair=sop",
-    "rtd": "objective.kind=rtd objective.pair=none model.embedding=24",
+    "rtd": "objective.kind=rtd objective.pair=none objective.generator_size=0.5 "
+    "model.heads=4 model.embedding=24",
     "pre-norm": "model.norm=pre",
     "rope": "model.position=rope",
     "geglu": "model.feed_forward=geglu",
