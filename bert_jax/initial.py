@@ -101,6 +101,8 @@ def _adopt_teacher(config: Config) -> Config:
     teacher, tokenizer = _describe(settings.teacher, "config.distill.teacher")
     copy = settings.copy and not config.init
     names = ("vocab_size", "vocab_multiple") if not copy else _WEIGHTS_DECIDE
+    if not config.model.segments:  # a student may leave them, and the summary, out
+        names = [name for name in names if name not in ("segments", "pooler")]
     config = _take(config, teacher, tokenizer, () if config.init else names)
     if copy:
         count = len(settings.layers) or max(1, teacher.layers // 2)
