@@ -23,6 +23,8 @@ from bert_jax.tasks.distill import EXTRA
 _WEIGHTS_DECIDE = (
     *("vocab_size", "vocab_multiple", "hidden", "layers", "heads", "mlp"),
     *("positions", "segments", "activation", "norm_epsilon", "init_std"),
+    *("embedding", "layer_groups", "position", "rope_base", "feed_forward", "norm"),
+    *("mixer", "window", "global_every"),
 )
 
 
@@ -108,6 +110,7 @@ def _adopt_teacher(config: Config) -> Config:
         count = config.model.layers
         even = tuple(n * teacher.layers // count for n in range(1, count + 1))
         settings = dataclasses.replace(settings, layers=settings.layers or even)
+    settings = dataclasses.replace(settings, copy=copy)
     _check_teacher(config.model, teacher, settings, config.phases)
     own, other = (load_tokenizer(t.path, t) for t in (config.tokenizer, tokenizer))
     if (own.vocabulary().hash, config.model.vocab_size) != (
@@ -145,6 +148,17 @@ def _check_teacher(
                 f"config.model.{size}={theirs} as of the teacher, not {ours}; or set "
                 "it to 0"
             )
+    if settings.copy and teacher.layer_groups:
+        faults.append(
+            "config.distill.copy=True: the teacher's layers share their parameters "
+            "and cannot be taken one by one; set it to false"
+        )
+    both = student, teacher
+    if settings.attention and any(m.mixer != "attention" or m.window for m in both):
+        faults.append(
+            f"config.distill.attention={settings.attention}: needs config.model.mixer="
+            "attention and config.model.window=0 of both; or set it to 0"
+        )
     if faults:
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise UserError(f"{settings.teacher} cannot teach this model:\n{lines}")

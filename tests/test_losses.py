@@ -97,9 +97,9 @@ def test_soft_targets_by_the_formula(temperature):
     assert float(loss) == pytest.approx(wanted, rel=1e-5)
     assert total == weight.sum()
     # Hinton et al. 2015, section 2: T times the difference of the probabilities.
-    found = jax.grad(
-        lambda x: soft_cross_entropy(x, teacher, weight, temperature)[0]
-    )(logits)
+    found = jax.grad(lambda x: soft_cross_entropy(x, teacher, weight, temperature)[0])(
+        logits
+    )
     difference = soften(logits) - soften(teacher)
     wanted = temperature * difference * np.asarray(weight)[..., None]
     np.testing.assert_allclose(found, wanted, atol=1e-5)

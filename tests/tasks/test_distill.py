@@ -146,9 +146,7 @@ def test_the_teacher_neither_learns_nor_drops():
     still = variant(dropout=0.0, attention_dropout=0.0)
     task, batch = pretraining(still, teacher), packed([7, 5, 3])
     params = some_params()
-    assert ratios(task, params, batch) == ratios(
-        task, params, batch, jax.random.key(0)
-    )
+    assert ratios(task, params, batch) == ratios(task, params, batch, jax.random.key(0))
 
     def total(params, given):
         pairs = task.loss(params, batch, None, given)
@@ -255,7 +253,7 @@ def entropy(own, other, temperature):
     """Of one choice, in float64."""
     own, other = (np.asarray(x, np.float64) / temperature for x in (own, other))
     share = np.exp(other - np.log(np.exp(other).sum()))
-    return -temperature**2 * (share * (own - np.log(np.exp(own).sum()))).sum()
+    return -(temperature**2) * (share * (own - np.log(np.exp(own).sum()))).sum()
 
 
 def test_soft_spans_are_within_each_example():
