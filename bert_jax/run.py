@@ -11,7 +11,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from bert_jax import distributed, initial, labelled, log, optim, remote, sharding
+from bert_jax import distributed, labelled, log, optim, remote, sharding, teacher
 from bert_jax.config import Config, to_json
 from bert_jax.data import prepare
 from bert_jax.data.pipeline import Batches
@@ -219,11 +219,11 @@ def _taught(
     config: Config, task: Task, mesh: Mesh, note: Callable[[str], None]
 ) -> Task:
     """The task with its teacher, whose parameters are cut like any others."""
-    teacher = task_of(initial.teacher(config))
-    shapes = jax.eval_shape(teacher.init, jax.random.key(0))
+    tutor = task_of(teacher.sizes(config))
+    shapes = jax.eval_shape(tutor.init, jax.random.key(0))
     shapes = sharding.placed(shapes, sharding.param_shardings(mesh, shapes))
-    given = initial.teacher_weights(config, shapes, note)
-    return distill(task, teacher, config.distill, given)
+    given = teacher.weights(config, shapes, note)
+    return distill(task, tutor, config.distill, given)
 
 
 def claim(config: Config, workdir: str) -> None:

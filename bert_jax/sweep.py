@@ -25,9 +25,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bert_jax import config as configs
+from bert_jax import initial, teacher
 from bert_jax.config import Config
 from bert_jax.errors import UserError
-from bert_jax.initial import adopt
 from bert_jax.run import claim, finished, settle
 
 _TICK = 0.1  # [s] between two looks at the runs
@@ -144,7 +144,7 @@ def check(
             twin = seen.setdefault(config, cell.name)
             if twin != cell.name:
                 raise UserError(f"has the same settings as {twin}")
-            config, _ = settle(adopt(config))
+            config, _ = settle(teacher.adopt(initial.adopt(config)))
             for trial in (Trial(cell, seed) for seed in seeds):
                 if (root / trial.name / "config.json").exists():
                     own = dataclasses.replace(config, seed=trial.seed)

@@ -23,6 +23,7 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "plan",
     "checkpoint evaluate speed",
     "initial labelled",
+    "teacher",
     "run curves",
     "train extract sweep report",
     "cli __main__",
