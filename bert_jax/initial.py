@@ -10,7 +10,7 @@ import jax
 from bert_jax import config as configs
 from bert_jax import interop, remote, tree
 from bert_jax.checkpoint import Checkpoints
-from bert_jax.config import Config, Tokenizer
+from bert_jax.config import Config, Model, Tokenizer
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.sharding import replicated
@@ -72,6 +72,11 @@ def adopt(config: Config) -> Config:
     if not config.tokenizer.path:
         own = Tokenizer(kind=settings.kind, path=path, lowercase=settings.lowercase)
         config = dataclasses.replace(config, tokenizer=own)
+    return inherit(config, model)
+
+
+def inherit(config: Config, model: Model) -> Config:
+    """The config with what weights of a model decide."""
     own = {name: getattr(model, name) for name in _WEIGHTS_DECIDE}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **own))
 

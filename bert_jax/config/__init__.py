@@ -12,6 +12,7 @@ from bert_jax.config.schema import (
     TaskSettings,
     Tokenizer,
 )
+from bert_jax.config.validate import problems
 
 __all__ = [
     "Config",
@@ -25,6 +26,7 @@ __all__ = [
     "Tokenizer",
     "freeze",
     "load",
+    "problems",
     "to_config_dict",
     "to_json",
 ]

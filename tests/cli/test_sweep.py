@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax import sweep
+from bert_jax import grid, sweep
 from bert_jax.__main__ import main
 from tests import random_run
 
@@ -41,10 +41,14 @@ def _flags(fields):
     return [f"{field}={','.join(map(str, v))}" for field, v in fields.items()]
 
 
+def _axes(variants):
+    return {"variant": variants} if variants else {}
+
+
 @settings(max_examples=40)
 @given(FIELDS, VARIANTS)
 def test_a_grid_is_complete_and_its_names_are_good(fields, variants):
-    cells = sweep.expand(_flags(fields), variants)
+    cells = grid.expand(_flags(fields), _axes(variants))
     pairs = [[f"{f}={v}" for v in values] for f, values in sorted(fields.items())]
     wanted = [
         (*own, *chosen)
@@ -61,11 +65,11 @@ def test_a_grid_is_complete_and_its_names_are_good(fields, variants):
 @settings(max_examples=40)
 @given(FIELDS, VARIANTS, st.randoms())
 def test_names_stay_when_the_grid_changes(fields, variants, random):
-    before = {c.name: c.overrides for c in sweep.expand(_flags(fields), variants)}
+    before = {c.name: c.overrides for c in grid.expand(_flags(fields), _axes(variants))}
     flags = _flags({f: random.sample(v, len(v)) for f, v in fields.items()})
     random.shuffle(flags)
     more = {**variants, "one more": []} if variants else variants
-    after = {c.name: c.overrides for c in sweep.expand(flags, more)}
+    after = {c.name: c.overrides for c in grid.expand(flags, _axes(more))}
     assert before.items() <= after.items()
 
 
@@ -79,13 +83,16 @@ def test_names_stay_when_the_grid_changes(fields, variants, random):
     ],
 )
 def test_names_are_short_and_tell_the_values(vary, name):
-    assert sweep.expand(vary)[0].name.startswith(name)
+    assert grid.expand(vary, {})[0].name.startswith(name)
+
+
+RUNS = sweep.Runs(Path("runs"), (grid.Stage("", "config.py"),))
 
 
 def _result(cell, seed, score, metric):
     speed = {"seconds": seed + 1.0, "examples_per_second": None}
     found = {"metric": metric, "score": score, "best_step": 1, **speed}
-    path = sweep.Trial(cell, seed).name
+    path = grid.Trial(cell, seed).name
     return {**cell.settings, "seed": seed, **found, "path": path}
 
 
@@ -94,13 +101,13 @@ def _result(cell, seed, score, metric):
     st.sampled_from(["f1", "eval_mlm_loss"]),
 )
 def test_the_table_is_that_of_numpy(scores, metric):
-    cells = sweep.expand([f"steps={','.join(map(str, range(len(scores))))}"])
+    cells = grid.expand([f"steps={','.join(map(str, range(len(scores))))}"], {})
     results = [
         _result(cell, seed, score, metric)
         for cell, own in zip(cells, scores, strict=True)
         for seed, score in enumerate(own)
     ]
-    rows = sweep.summarize(cells, results)
+    rows = sweep.summarize(cells, RUNS, results)
     best = np.min if metric == "eval_mlm_loss" else np.max
     for row in rows:
         own = scores[int(row["settings"]["steps"])]
@@ -123,16 +130,16 @@ def test_the_table_is_that_of_numpy(scores, metric):
 
 def _execute(folder, code, jobs=1, seeds=2):
     """Runs Python code for some trials; what was told, and how each ended."""
-    trials = [sweep.Trial(cell, s) for s in range(seeds) for cell in sweep.expand([])]
+    trials = [grid.Trial(c, s) for s in range(seeds) for c in grid.expand([], {})]
     told, statuses = [], {}
 
     def ended(trial, status, seconds):
         statuses[trial.seed] = status
 
-    def command(trial):
-        return [sys.executable, "-c", code, str(trial.seed)]
+    def commands(trial):
+        return [[sys.executable, "-c", code, str(trial.seed)]]
 
-    stopped = sweep.execute(trials, command, folder, jobs, told.append, ended)
+    stopped = sweep.execute(trials, commands, folder, jobs, told.append, ended)
     return stopped, statuses, "\n".join(told)
 
 
@@ -255,10 +262,10 @@ def test_a_sweep_goes_on_where_it_stopped(sweeps, tmp_path):
     assert rates == ["0.02", "0.01"] and result["failed"] == {}
     status, told, said = sweeps(vary, "--seeds=0,2")
     assert status == 0
-    assert "2 of 4 runs are finished already" in said and said.count("begins") == 2
+    assert "2 of 4 trials are finished already" in said and said.count("begins") == 2
     assert (out / "results.md").read_text() in told
     assert "0.0300 ± 0.0141 | 0.0400 (seed 2)" in told
-    rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO((out / "runs.csv").read_text())))
     assert [row["path"] for row in rows] == [
         f"peak_rate={rate}/seed={seed}" for seed in (0, 2) for rate in ("0.01", "0.02")
     ]
@@ -270,16 +277,17 @@ def test_a_sweep_goes_on_where_it_stopped(sweeps, tmp_path):
 
 @pytest.mark.parametrize(("codes", "status"), [("1", 1), ("1,2", 2)])
 def test_a_failing_run_stops_no_other(sweeps, tmp_path, codes, status):
-    grid = tmp_path / "grid.json"
-    variants = {code: [f"optim.peak_rate={code}"] for code in codes.split(",")}
-    grid.write_text(json.dumps(variants | {"good/one": ["optim.peak_rate=0.5"]}))
-    found, told, said = sweeps(f"--grid={grid}", "--seeds=2", "--jobs=3")
+    names = {**{code: code for code in codes.split(",")}, "good/one": "0.5"}
+    lines = [f'"{name}" = ["optim.peak_rate={own}"]' for name, own in names.items()]
+    (tmp_path / "grid.toml").write_text("\n".join(["[variants]", *lines]))
+    flags = f"--grid={tmp_path / 'grid.toml'}", "--seeds=2", "--jobs=3"
+    found, told, said = sweeps(*flags)
     assert found == status
     assert "1/seed=0 failed, exit status 1; " in said and "    about to learn" in said
     assert "failed: " in said.splitlines()[-1] and "1/seed=1" in said.splitlines()[-1]
     assert told.splitlines()[2].startswith("| good/one | 2 | 0.5050 ± 0.0071 ")
     assert (tmp_path / "out" / "good%2Fone" / "seed=1" / "summary.json").exists()
-    assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "out" / "runs.csv").read_text().splitlines()) == 3
 
 
 RATE = "--vary=optim.peak_rate=0.1"
@@ -303,7 +311,7 @@ RATE = "--vary=optim.peak_rate=0.1"
         ([RATE, "--seeds=1,1"], ["--seeds=1,1"]),
         ([RATE, "--jobs=0"], ["--jobs=0"]),
         ([RATE, "--workdir="], ["--workdir"]),
-        (["--grid=none.json"], ["none.json"]),
+        (["--grid=none.toml"], ["none.toml"]),
         ([RATE, "--workdir=/dev/null/x"], ["/dev/null/x"]),
     ],
 )
@@ -313,15 +321,6 @@ def test_bad_input_is_one_message_before_the_first_run(sweeps, tmp_path, flags, 
     assert said.count("bert-jax: error:") == 1
     assert all(word in said for word in words), said
     assert not list((tmp_path / "out").glob("*/seed=0"))
-
-
-@pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"a": "b=1"}', '{"a": [1]}', '{"": []}', '{"a": {}}']
-)
-def test_a_bad_grid_is_named(sweeps, tmp_path, text):
-    (tmp_path / "grid.json").write_text(text)
-    status, _, said = sweeps(f"--grid={tmp_path / 'grid.json'}")
-    assert status == 2 and "grid.json" in said and "Traceback" not in said
 
 
 @pytest.mark.slow
