@@ -130,6 +130,4 @@ def test_every_stage_of_a_shipped_grid_freezes(path, size, monkeypatch):
 def test_a_tiny_grid_finds_its_data(path, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     found = grid.read(f"{path}:tiny")
-    sweep.check(
-        sweep.Runs(tmp_path, found.stages), grid.expand([], found.axes), [0, 1]
-    )
+    sweep.check(sweep.Runs(tmp_path, found.stages), grid.expand([], found.axes), [0, 1])
