@@ -212,7 +212,7 @@ def _features(
 ) -> Callable[[Any, Mapping[str, jax.Array]], jax.Array]:
     """(params, batch) -> float32 [B, K, D] of lines, or [B, L, D] of tokens."""
     every = chosen != [model.layers]
-    bert: Any = Bert(model, all_layers=every)
+    bert: Any = Bert(model, keep="hidden" if every else "")
 
     def features(params: Any, batch: Mapping[str, jax.Array]) -> jax.Array:
         variables = {"params": params}

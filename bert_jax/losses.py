@@ -35,6 +35,36 @@ def cross_entropy(
     return ((loss * weight).sum(), total), ((right * weight).sum(), total)
 
 
+def soft_cross_entropy(
+    logits: Float[Array, "*batch C"],
+    teacher: Float[Array, "*batch C"],
+    weight: Float[Array, "*batch"],
+    temperature: float,
+) -> Pair:
+    """Cross entropy with a teacher's probabilities, both softened; or of numbers.
+
+    Args:
+      logits: of the student; the arithmetic is float32. C = 1 is a number and not a
+        class: of such the loss is the squared difference.
+      teacher: the same of the teacher.
+      weight: what each item counts; 0 leaves it out.
+      temperature: T, that both logits are divided by.
+
+    Returns:
+      (T^2 times the loss sum [nats], weight sum), float32. T^2 keeps the gradient as
+      large as that of T = 1. Hinton et al. 2015, section 2.
+    """
+    logits, teacher = logits.astype(jnp.float32), teacher.astype(jnp.float32)
+    if logits.shape[-1] == 1:
+        loss = jnp.square(logits - teacher)[..., 0]
+    else:
+        wanted = jax.nn.softmax(teacher / temperature)
+        log = jax.nn.log_softmax(logits / temperature)
+        loss = -(temperature**2) * (wanted * log).sum(-1)
+    loss = jnp.where(weight > 0, loss, 0)
+    return (loss * weight).sum(), weight.sum()
+
+
 @jax.custom_vjp
 def _nll(logits, label):
     return _nll_forward(logits, label)[0]

@@ -51,18 +51,33 @@ def train_flops(
       [FLOP a row].
     """
     hidden, layers = model.hidden, model.layers
-    products = layers * (_mixed(model, length) + 2 * hidden * model.mlp)
-    head = hidden * model.vocab_size + hidden**2
+    embedding = model.embedding or hidden
+    products = layers * (_mixed(model, length) + _forward(model))
+    products += hidden * embedding * (embedding != hidden)
+    head = embedding * model.vocab_size + hidden * embedding
     head += boundary * (head + 3 * hidden**2)
     return 6.0 * (length * products + masked * head)
 
 
+def _forward(model: Model) -> float:
+    """Multiplications of one layer's feed-forward at a position."""
+    return (2 if model.feed_forward == "gelu" else 3) * model.hidden * model.mlp
+
+
 def _mixed(model: Model, length: int) -> float:
-    """Multiplications of one layer's mixer at a position."""
-    if model.mixer == "attention":
-        return 4 * model.hidden**2 + 2 * model.hidden * length
+    """Multiplications of a layer's mixer at a position, the mean over the layers."""
+    if model.mixer.endswith("attention"):
+        return 4 * model.hidden**2 + 2 * model.hidden * _seen(model, length)
     flops = {"mamba": mamba_flops, "lstm": lstm_flops}[model.mixer](model.hidden)
     return flops / 2
+
+
+def _seen(model: Model, length: int) -> float:
+    """Positions that one attends to, the mean over the layers; causal ones in full."""
+    if not model.window:
+        return length
+    wide = -(-model.layers // model.global_every) / model.layers
+    return wide * length + (1 - wide) * min(length, model.window + 1)
 
 
 def repeated_flops(model: Model, length: int) -> float:
@@ -76,8 +91,9 @@ def repeated_flops(model: Model, length: int) -> float:
     Returns:
       [FLOP a row].
     """
-    mixed, dense = _mixed(model, length), 2 * model.hidden * model.mlp
-    scores = 2 * model.hidden * length if model.mixer == "attention" else mixed
+    mixed, dense = _mixed(model, length), _forward(model)
+    attends = model.mixer.endswith("attention")
+    scores = 2 * model.hidden * _seen(model, length) if attends else mixed
     again = {"none": 0, "dots": scores, "full": mixed + dense}[model.remat]
     return 2.0 * length * model.layers * again
 

@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import optax
 from jax.sharding import Mesh
 
-from bert_jax import distributed, labelled, log, optim, remote, sharding
+from bert_jax import distributed, initial, labelled, log, optim, remote, sharding
 from bert_jax.config import Config, to_json
 from bert_jax.data import prepare
 from bert_jax.data.pipeline import Batches
@@ -21,6 +22,7 @@ from bert_jax.evaluate import HeldOut, held_out
 from bert_jax.initial import fit_vocabulary
 from bert_jax.tasks import Task, frozen
 from bert_jax.tasks.classify import classify, untrained
+from bert_jax.tasks.distill import distill
 from bert_jax.tasks.pretrain import pretrain
 from bert_jax.tasks.span import span
 
@@ -109,6 +111,7 @@ def assemble(
     workdir: str,
     note: Callable[[str], None],
     files: labelled.Files | None = None,
+    teach: bool = False,
 ) -> Run:
     """Opens or prepares the data and builds the parts, checking them together.
 
@@ -117,16 +120,18 @@ def assemble(
       workdir: the run directory.
       note: is told what takes long.
       files: from `settle`.
+      teach: the run is to be trained, by `config.distill.teacher` if that is set.
 
     Returns:
-      The run; nothing is allocated on the devices yet.
+      The run; nothing but a teacher is on the devices yet.
 
     Raises:
       UserError: whatever in config, data or devices does not fit.
     """
     mesh = sharding.make_mesh(config.mesh)
     if config.task.kind in labelled.KINDS:
-        return _labelled(config, mesh, files or labelled.read(config.task), note)
+        files = files or labelled.read(config.task)
+        return _labelled(config, mesh, files, note, teach)
     if config.task.kind != "pretrain":
         raise UserError(
             f"config.task.kind={config.task.kind}: cannot be trained or scored; use "
@@ -160,13 +165,14 @@ def assemble(
                 "tokenizer, or prepare another store with --config.data.store=DIR"
             )
     config = fit_vocabulary(config, size)
-    task = pretrain(config.model, config.objective)
     tokenizer = load_tokenizer(store.path, config.tokenizer)
-    return _run(config, tokenizer, Stored(store, config), mesh, task)
+    return _run(config, tokenizer, Stored(store, config), mesh, note, teach)
 
 
-def labelled_task(config: Config) -> Task:
-    """The task of a config whose kind is one of `labelled.KINDS`."""
+def task_of(config: Config) -> Task:
+    """The task of a config, whose kind is pretrain or one of `labelled.KINDS`."""
+    if config.task.kind == "pretrain":
+        return pretrain(config.model, config.objective)
     if config.task.kind == "span":
         return span(config.model)
     return classify(config.model, config.task)
@@ -182,25 +188,48 @@ def _tokenizer(config: Config) -> TextTokenizer:
 
 
 def _labelled(
-    config: Config, mesh: Mesh, files: labelled.Files, note: Callable[[str], None]
+    config: Config,
+    mesh: Mesh,
+    files: labelled.Files,
+    note: Callable[[str], None],
+    teach: bool,
 ) -> Run:
     tokenizer = _tokenizer(config)
     config = fit_vocabulary(config, tokenizer.vocabulary().size)
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = shares * config.phases[0].accumulate
     data = labelled.Labelled(config, files, tokenizer, unit, note)
-    return _run(config, tokenizer, data, mesh, labelled_task(config))
+    return _run(config, tokenizer, data, mesh, note, teach)
 
 
 def _run(
-    config: Config, tokenizer: TextTokenizer, data: Data, mesh: Mesh, task: Task
+    config: Config,
+    tokenizer: TextTokenizer,
+    data: Data,
+    mesh: Mesh,
+    note: Callable[[str], None],
+    teach: bool,
 ) -> Run:
+    task = task_of(config)
+    if teach and config.distill.teacher:
+        task = _taught(config, task, mesh, note)
     fixed = "|".join(filter(None, (config.optim.freeze, untrained(config.task))))
     settings = dataclasses.replace(config.optim, freeze=fixed)
     task = frozen(task, settings)
     optimizer = optim.optimizer(settings, config.steps)
     schedule = optim.learning_rate(config.optim, config.steps)
     return Run(config, tokenizer, data, mesh, task, optimizer, schedule)
+
+
+def _taught(
+    config: Config, task: Task, mesh: Mesh, note: Callable[[str], None]
+) -> Task:
+    """The task with its teacher, whose parameters are cut like any others."""
+    teacher = task_of(initial.teacher(config))
+    shapes = jax.eval_shape(teacher.init, jax.random.key(0))
+    shapes = sharding.placed(shapes, sharding.param_shardings(mesh, shapes))
+    given = initial.teacher_weights(config, shapes, note)
+    return distill(task, teacher, config.distill, given)
 
 
 def claim(config: Config, workdir: str) -> None:

@@ -29,8 +29,10 @@ class Rule(NamedTuple):
 # they are small, and cutting them would cost a gather at each use.
 RULES: tuple[Rule, ...] = (
     Rule(r"embeddings/token", ("vocab", "embed")),
-    Rule(r"embeddings/(position|segment)", (None, "embed")),
-    Rule(r"embeddings/norm/(scale|bias)", (None,)),
+    Rule(r"embeddings/(position|segment)", (None, "embed"), optional=True),
+    Rule(r"(embeddings/)?norm/(scale|bias)", (None,)),
+    Rule(r"project/kernel", (None, "embed"), optional=True),
+    Rule(r"project/bias", (None,), optional=True),
     Rule(
         r"layers/attention/(query|key|value)/kernel",
         ("layers", "embed", "heads", None),
@@ -46,8 +48,8 @@ RULES: tuple[Rule, ...] = (
         ("layers", "heads", None, "embed"),
         optional=True,
     ),
-    Rule(r"layers/mlp/up/kernel", ("layers", "embed", "mlp")),
-    Rule(r"layers/mlp/up/bias", ("layers", "mlp")),
+    Rule(r"layers/mlp/(up|gate)/kernel", ("layers", "embed", "mlp")),
+    Rule(r"layers/mlp/(up|gate)/bias", ("layers", "mlp")),
     Rule(r"layers/mlp/down/kernel", ("layers", "mlp", "embed")),
     Rule(r"layers/(attention/out|mlp/down)/bias", ("layers", None)),
     Rule(r"layers/((attention|mlp)/)?norm/(scale|bias)", ("layers", None)),
@@ -89,6 +91,7 @@ RULES: tuple[Rule, ...] = (
         r"((sbo/)?mlm/transform|sbo/first|pooler|nsp|head)/bias", (None,), optional=True
     ),
     Rule(r"sbo/offset", (None, "embed"), optional=True),
+    Rule(r"distill/(embeddings|layers)/kernel", ("embed", None), optional=True),
     Rule(r"lstm/layer_\d+/input", ("embed", None, None, None), optional=True),
     # Whole: each position's product would gather it anew.
     Rule(r"lstm/layer_\d+/recurrent", (None,) * 4, optional=True),
@@ -108,7 +111,7 @@ _FIELD = {  # of the config, which decides the size of a logical axis
     "vocab": "config.model.vocab_multiple",
     "heads": "config.model.heads",
     "mlp": "config.model.mlp, or of a Mamba mixer config.model.hidden",
-    "embed": "config.model.hidden, or of an LSTM config.task.lstm_hidden",
+    "embed": "config.model.hidden, embedding, or of an LSTM config.task.lstm_hidden",
 }
 _BATCH_AXES = ("data", "fsdp")
 
@@ -186,6 +189,25 @@ def param_shardings(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise UserError(f"the parameters do not fit the mesh:\n{lines}")
     return shardings
+
+
+def placed(shapes: Any, shardings: Any) -> Any:
+    """Shapes of arrays that know where these are to lie.
+
+    Args:
+      shapes: tree of `jax.ShapeDtypeStruct`.
+      shardings: the same tree of shardings.
+
+    Returns:
+      The same tree of `jax.ShapeDtypeStruct`, as a restore needs them.
+    """
+    return jax.tree.map(
+        lambda leaf, place: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=place
+        ),
+        shapes,
+        shardings,
+    )
 
 
 def _size_faults(

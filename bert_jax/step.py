@@ -67,13 +67,7 @@ def abstract_state(
     shardings = TrainState(
         sharding.replicated(mesh), params, tree.map_named(moment, shapes.opt_state)
     )
-    return jax.tree.map(
-        lambda leaf, place: jax.ShapeDtypeStruct(
-            leaf.shape, leaf.dtype, sharding=place
-        ),
-        shapes,
-        shardings,
-    )
+    return sharding.placed(shapes, shardings)
 
 
 def state_shardings(
@@ -126,33 +120,45 @@ def _split(batch: Batch, count: int, mesh: Mesh) -> Batch:
 
 
 def _gradients(
-    task: Task, params: Any, batch: Batch, rng: jax.Array, totals: Any = None
+    task: Task,
+    params: Any,
+    batch: Batch,
+    rng: jax.Array,
+    given: tuple[Any, ...],
+    totals: Any = None,
 ) -> tuple[Any, Pairs]:
     """Gradient of sum_terms(sum / total weight); totals None: the batch's own."""
 
     def objective(params: Any) -> tuple[jax.Array, Pairs]:
-        pairs = task.loss(params, batch, rng)
+        pairs = task.loss(params, batch, rng, *given)
         weights = {name: pairs[name][1] for name in task.terms}
         over = weights if totals is None else totals
-        parts = [pairs[n][0] / _at_least_something(over[n]) for n in task.terms]
-        return sum(parts, jnp.zeros(())), pairs
+        parts = {n: pairs[n][0] / _at_least_something(over[n]) for n in task.terms}
+        return task.total(parts), pairs
 
     gradients, pairs = jax.grad(objective, has_aux=True)(params)
     return gradients, pairs
 
 
 def _accumulated_gradients(
-    task: Task, params: Any, batch: Batch, rng: jax.Array, count: int, mesh: Mesh
+    task: Task,
+    params: Any,
+    batch: Batch,
+    rng: jax.Array,
+    given: tuple[Any, ...],
+    count: int,
+    mesh: Mesh,
 ) -> tuple[Any, Pairs]:
     """The same over micro-batches, each divided by the whole batch's weights."""
     # Only the weights are used, which depend on the batch alone: the compiler
     # drops the forward pass.
-    whole = task.loss(params, batch, None)
+    whole = task.loss(params, batch, None, *given)
     totals = {name: whole[name][1] for name in task.terms}
 
     def add(carry: Any, item: Any) -> tuple[Any, None]:
         index, micro = item
-        new = _gradients(task, params, micro, jax.random.fold_in(rng, index), totals)
+        own = jax.random.fold_in(rng, index)
+        new = _gradients(task, params, micro, own, given, totals)
         return jax.tree.map(jnp.add, carry, new), None
 
     zeros = jax.tree.map(jnp.zeros_like, (params, whole))
@@ -179,7 +185,7 @@ def make_train_step(
     mesh: Mesh,
     seed: int,
     accumulate: int = 1,
-) -> Callable[[TrainState, Batch], tuple[TrainState, dict[str, jax.Array]]]:
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Compiles one update: gradient, optimizer, metrics.
 
     The loss is normalised by the weights of the whole batch, over all devices and
@@ -196,20 +202,20 @@ def make_train_step(
         devices that share a batch must divide the rows (`sharding.check_batch`).
 
     Returns:
-      Function (state, batch) -> (state, metrics), which consumes the state that it
-      is given. Metrics are float32 []: `loss`, the ratio of each of the task's
-      pairs, `grad_norm` before clipping, `learning_rate`.
+      Function (state, batch, *task.given) -> (state, metrics), which consumes the
+      state and nothing else. Metrics are float32 []: `loss`, the ratio of each of the
+      task's pairs, `grad_norm` before clipping, `learning_rate`.
     """
 
     def train_step(
-        state: TrainState, batch: Batch
+        state: TrainState, batch: Batch, *given: Any
     ) -> tuple[TrainState, dict[str, jax.Array]]:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
         if accumulate == 1:
-            gradients, pairs = _gradients(task, state.params, batch, rng)
+            gradients, pairs = _gradients(task, state.params, batch, rng, given)
         else:
             gradients, pairs = _accumulated_gradients(
-                task, state.params, batch, rng, accumulate, mesh
+                task, state.params, batch, rng, given, accumulate, mesh
             )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
@@ -217,15 +223,16 @@ def make_train_step(
             name: total / _at_least_something(weight)
             for name, (total, weight) in pairs.items()
         }
-        metrics["loss"] = sum((metrics[n] for n in task.terms), jnp.zeros(()))
+        metrics["loss"] = task.total(metrics)
         metrics["grad_norm"] = optax.tree.norm(gradients)
         metrics["learning_rate"] = jnp.asarray(schedule(state.step), jnp.float32)
         return TrainState(state.step + 1, params, opt_state), metrics
 
     shardings = state_shardings(task, optimizer, mesh)
+    places = jax.tree.map(lambda leaf: leaf.sharding, task.given)
     return jax.jit(
         _on(mesh, train_step),
-        in_shardings=(shardings, sharding.batch_sharding(mesh)),
+        in_shardings=(shardings, sharding.batch_sharding(mesh), *places),
         out_shardings=(shardings, sharding.replicated(mesh)),
         donate_argnums=0,
     )

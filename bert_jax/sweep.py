@@ -60,16 +60,18 @@ class Runs(NamedTuple):
         """
         names = [stage.name for stage in self.stages]
         first = self.stages[0]
-        begin = f"init={self.directory(trial, first)}"
+        begin = str(self.directory(trial, first))
         texts = [
-            *([begin] if stage is not first else []),
+            *([f"init={begin}"] if stage is not first else []),
             *stage.overrides,
             *for_stage([*self.overrides, *trial.cell.overrides], stage.name, names),
             f"seed={trial.seed}",
         ]
         config = configs.load(stage.config, texts)
         if stage.name and config.task.kind == "pretrain" and not config.data.store:
-            texts.append(f"data.store={self.root / 'store' / _text_and_tokens(config)}")
+            models = {config.init, config.distill.teacher} - {begin}
+            name = _text_and_tokens(config, sorted(models))
+            texts.append(f"data.store={self.root / 'store' / name}")
         return texts
 
     def own_seed(self) -> int:
@@ -96,11 +98,16 @@ class Runs(NamedTuple):
         return commands
 
 
-def _text_and_tokens(config: Config) -> str:
-    """A name for the token store of all runs with the same text and tokenizer."""
+def _text_and_tokens(config: Config, models: Sequence[str]) -> str:
+    """A name for the token store of all runs with the same text and tokenizer.
+
+    Args:
+      config: of a run.
+      models: where its tokenizer may come from.
+    """
     data, tokenizer = config.data, dataclasses.asdict(config.tokenizer)
     text = (data.source, data.text_key, data.language, data.dtype)
-    parts = json.dumps([text, tokenizer, config.model.vocab_size])
+    parts = json.dumps([text, tokenizer, config.model.vocab_size, models])
     return xxhash.xxh3_64_hexdigest(parts.encode())
 
 

@@ -74,7 +74,7 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
         return done
     remote.push(workdir)  # a bucket that cannot be written is noticed here
     watch.doing("preparing the data", within=distributed.PREPARE)
-    run = assemble(config, workdir, _say, files)
+    run = assemble(config, workdir, _say, files, teach=True)
     config = run.config
     facts = {"data": run.data.fingerprint()}
     distributed.agree("data", facts, distributed.PREPARE)
@@ -91,11 +91,7 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
             wanted = step.abstract_state(run.task, run.optimizer, run.mesh)
             state = checkpoints.restore(wanted, start)
         else:
-            state = step.init_state(run.task, run.optimizer, run.mesh, config.seed)
-            if config.init:
-                state = state._replace(
-                    params=initial.weights(config, state.params, _say)
-                )
+            state = _first_state(run)
         primary = distributed.index() == 0
         with log.Reporter(workdir, config.steps, primary, start) as reporter:
             kind, count = jax.devices()[0].device_kind, jax.device_count()
@@ -123,6 +119,19 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
         except ImportError:
             _say("curves.png is not drawn: matplotlib is not installed")
     return summary
+
+
+def _first_state(run: Run) -> step.TrainState:
+    """Random, or with the weights that the config names."""
+    config = run.config
+    state = step.init_state(run.task, run.optimizer, run.mesh, config.seed)
+    if config.init:
+        return state._replace(params=initial.weights(config, state.params, _say))
+    if config.distill.teacher and config.distill.copy:
+        (teacher,) = run.task.given
+        params = initial.copied(config, state.params, teacher, _say)
+        return state._replace(params=params)
+    return state
 
 
 def _versions() -> dict[str, str]:
@@ -234,7 +243,7 @@ class _Loop:
                 # All that is here by now stays: collecting garbage without looking
                 # through it spares some tenths of a second, now and between steps.
                 gc.freeze()
-            self.state, measured = train_step(self.state, batch)
+            self.state, measured = train_step(self.state, batch, *run.task.given)
             if not compiled:
                 compiled = True
                 self.watch.doing("training", begun=True)

@@ -30,7 +30,7 @@ def _one_by_one(source, text):
     """[N + 1, length, D] and the ids of each line, unpacked, padded to the limit."""
     found = interop.load(source)
     words = found.tokenizer.vocabulary()
-    bert = Bert(found.model, all_layers=True)
+    bert = Bert(found.model, keep="hidden")
     apply = jax.jit(bert.apply, static_argnames="method")
     variables = {"params": found.params}
     limit, lines = found.model.positions, []

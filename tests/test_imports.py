@@ -123,7 +123,7 @@ def fields(kind: type) -> Iterator[str]:
         yield from (field.name for field in dataclasses.fields(group))
     for group in (config.Objective, config.Model):
         yield from (field.name for field in dataclasses.fields(group))
-    for group in (config.Optim, config.Phase, config.Mesh):
+    for group in (config.Optim, config.Distill, config.Phase, config.Mesh):
         yield from (field.name for field in dataclasses.fields(group))
 
 

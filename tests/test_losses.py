@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax import metrics
-from bert_jax.losses import cross_entropy
+from bert_jax.losses import cross_entropy, soft_cross_entropy
 
 
 def example(rows=4, columns=3, classes=7, seed=0):
@@ -80,3 +80,32 @@ def test_add_and_divide():
     assert metrics.divide({"loss": (0.0, 0.0)}) == {"loss": 0.0}
     with pytest.raises(ValueError, match="different names"):
         metrics.add(a, {"other": (1.0, 1.0)})
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_soft_targets_by_the_formula(temperature):
+    logits, _, weight = example()
+    teacher, _, _ = example(seed=5)
+
+    def soften(x):
+        power = np.exp(np.asarray(x, np.float64) / temperature)
+        return power / power.sum(-1, keepdims=True)
+
+    entropy = -(soften(teacher) * np.log(soften(logits))).sum(-1)
+    wanted = temperature**2 * (entropy * np.asarray(weight)).sum()
+    loss, total = soft_cross_entropy(logits, teacher, weight, temperature)
+    assert float(loss) == pytest.approx(wanted, rel=1e-5)
+    assert total == weight.sum()
+    # Hinton et al. 2015, section 2: T times the difference of the probabilities.
+    found = jax.grad(lambda x: soft_cross_entropy(x, teacher, weight, temperature)[0])(
+        logits
+    )
+    difference = soften(logits) - soften(teacher)
+    wanted = temperature * difference * np.asarray(weight)[..., None]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_soft_numbers_are_squared_differences():
+    a, b = jnp.array([[1.0], [5.0]]), jnp.array([[3.0], [jnp.nan]])
+    loss, total = soft_cross_entropy(a, b, jnp.array([2.0, 0.0]), 3.0)
+    assert (float(loss), float(total)) == (8.0, 2.0)

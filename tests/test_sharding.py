@@ -51,7 +51,9 @@ def test_every_parameter_has_one_rule(pair):
 def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
     settings = config.TaskSettings(kind="tag", labels=("a", "b"), features="sum_all")
     objective = config.Objective(pair="sop", masking="span", span_boundary=True)
-    models = [dataclasses.replace(SMALL, mixer=m) for m in ("mamba", "lstm")]
+    edits = [{"mixer": "mamba"}, {"mixer": "lstm"}]
+    edits += [{"embedding": 8, "norm": "pre", "feed_forward": "geglu"}]
+    models = [dataclasses.replace(SMALL, **edit) for edit in edits]
     tasks = [pretrain(m, objective) for m in (SMALL, *models)]
     met = set()
     for task in (classify(SMALL, settings), *tasks):
@@ -76,7 +78,7 @@ def test_all_faults_are_reported_together():
     extra, size, unused = sorted(lines, key=lambda line: "layers" in line)[0:3]
     found = "\n".join([extra, size, unused])
     assert "mlm/extra (7,): no rule" in found
-    assert "'layers/mlp/up/bias' in" in found
+    assert "'layers/mlp/(up|gate)/bias' in" in found
     assert (
         "mlm/bias (57,): size 57 of axis 'vocab' is not divisible by "
         "config.mesh.model=2; change it or config.model.vocab_multiple" in found

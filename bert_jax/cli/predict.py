@@ -137,7 +137,7 @@ def _predict(
     from bert_jax.data import device
     from bert_jax.data.tokenizer import load_tokenizer
     from bert_jax.initial import fit_vocabulary
-    from bert_jax.run import labelled_task
+    from bert_jax.run import task_of
     from bert_jax.step import make_predict_step
 
     if config.task.kind not in labelled.KINDS:
@@ -148,7 +148,7 @@ def _predict(
     tokenizer = load_tokenizer(Path(workdir) / "tokenizer", config.tokenizer)
     config = fit_vocabulary(config, tokenizer.vocabulary().size)
     mesh = sharding.make_mesh(config.mesh)
-    task = labelled_task(config)
+    task = task_of(config)
     _, params = parameters(workdir, task.init, mesh, task.best)
     params = {
         part: params[part] for part in jax.eval_shape(task.init, jax.random.key(0))

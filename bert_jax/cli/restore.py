@@ -13,6 +13,7 @@ from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Mesh
 from bert_jax.errors import UserError
 from bert_jax.run import Run, assemble
+from bert_jax.tasks.distill import EXTRA
 
 
 def restore(args: argparse.Namespace) -> tuple[Run, int, Any]:
@@ -59,7 +60,8 @@ def parameters(
 
     Args:
       workdir: of the run.
-      init: rng -> the parameters that are needed; others that there are come along.
+      init: rng -> the parameters that are needed; others that there are come along,
+        but not those that only training uses.
       mesh: to place them on.
       largest: take the checkpoint with most of this metric; None is the newest.
 
@@ -83,11 +85,6 @@ def parameters(
                 f"{workdir}, or use another run"
             )
         shapes = tree.unflatten({**saved, **needed})
-        wanted = jax.tree.map(
-            lambda leaf, place: jax.ShapeDtypeStruct(
-                leaf.shape, leaf.dtype, sharding=place
-            ),
-            shapes,
-            sharding.param_shardings(mesh, shapes),
-        )
-        return step, checkpoints.restore_params(wanted, step)
+        wanted = sharding.placed(shapes, sharding.param_shardings(mesh, shapes))
+        params = checkpoints.restore_params(wanted, step)
+        return step, {part: params[part] for part in params if part != EXTRA}

@@ -4,6 +4,7 @@ from bert_jax.config.load import freeze, load, to_config_dict, to_json
 from bert_jax.config.schema import (
     Config,
     Data,
+    Distill,
     Mesh,
     Model,
     Objective,
@@ -17,6 +18,7 @@ from bert_jax.config.validate import problems
 __all__ = [
     "Config",
     "Data",
+    "Distill",
     "Mesh",
     "Model",
     "Objective",

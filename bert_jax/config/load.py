@@ -200,6 +200,8 @@ def _build(kind: typing.Any, node, path: str, faults: list[str]) -> typing.Any:
     """Checks `node` against `kind` and converts it, noting what does not fit."""
     if typing.get_origin(kind) is tuple and isinstance(node, tuple | list):
         item = typing.get_args(kind)[0]
+        if item is int:  # the command line has texts: its parser knows no fields
+            node = [int(v) if str(v).isdecimal() else v for v in node]
         parts = [_build(item, v, f"{path}[{i}]", faults) for i, v in enumerate(node)]
         return tuple(parts)
     if not dataclasses.is_dataclass(kind) or not isinstance(node, ConfigDict):

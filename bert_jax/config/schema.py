@@ -79,16 +79,24 @@ class Model:
     layers: int = 12
     heads: int = 12
     mlp: int = 3072  # [features] inside the feed-forward layer
+    embedding: int = 0  # [features] of the embeddings; 0 is hidden, else a map follows
+    layer_groups: int = 0  # of neighbours that share their parameters; 0 is none
     positions: int = 512  # [tokens] the longest row
-    segments: int = 2  # token types
+    position: str = "learned"  # learned, sinusoidal, rope or none
+    rope_base: float = 10_000.0  # of the wavelengths of position=rope
+    segments: int = 2  # token types; 0 is no embedding of them
     dropout: float = 0.1  # [probability] on embeddings and sublayer outputs
     attention_dropout: float = 0.1  # [probability] on attention probabilities
     activation: str = "gelu_tanh"  # gelu_tanh (the original code) or gelu (erf)
+    feed_forward: str = "gelu"  # of that activation, or gated: geglu (of it) or swiglu
+    norm: str = "post"  # post: after each residual; pre, and rms (RMSNorm): before it
     norm_epsilon: float = 1e-12
     init_std: float = 0.02  # of the truncated normal
     dtype: str = "bfloat16"  # of the computation; parameters are float32
     matmul_dtype: str = "auto"  # of what linear maps multiply; auto is dtype
-    mixer: str = "attention"  # attention, mamba or lstm: mixes a row's positions
+    mixer: str = "attention"  # of positions: (causal_)attention, mamba or lstm
+    window: int = 0  # [tokens] around its own that local attention sees; 0 is all
+    global_every: int = 3  # layers of which the first sees all, in spite of a window
     attention: str = "auto"  # auto, xla, cudnn or splash
     scan: bool = True  # one compiled layer in a loop, or all layers unrolled
     remat: str = "none"  # none, full, or dots: keep matrix products, redo the rest
@@ -113,6 +121,22 @@ class Optim:
     layer_decay: float = 1.0  # rate of a layer over that of the next one up
     freeze: str = ""  # regex of the paths of parameters that stay as they are
     freeze_layers: int = 0  # first layers that stay as they are, and the embeddings
+
+
+@dataclasses.dataclass(frozen=True)
+class Distill:
+    """What a student learns from a teacher, and how much of each; 0 is nothing."""
+
+    teacher: str = ""  # what config.init may be, trained on the same task; "" is none
+    copy: bool = True  # without config.init begin as these layers, with their sizes
+    layers: tuple[int, ...] = ()  # of the teacher, from 1, one for each of the student
+    # () is evenly spaced up to the last; of a copy every second
+    temperature: float = 2.0  # that both sides' logits are divided by
+    soft: float = 1.0  # times the cross entropy with the teacher's probabilities
+    hard: float = 1.0  # times the task's own loss
+    cosine: float = 0.0  # times 1 - the cosine of the last hidden states
+    hidden: float = 0.0  # times the squared error of the hidden states
+    attention: float = 0.0  # times that of the attention scores before the softmax
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,6 +180,7 @@ class Config:
     objective: Objective = Objective()
     model: Model = Model()
     optim: Optim = Optim()
+    distill: Distill = Distill()
     phases: tuple[Phase, ...] = (Phase(),)
     mesh: Mesh = Mesh()
 

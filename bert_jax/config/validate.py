@@ -32,10 +32,13 @@ _CHOICES = {
     "objective.pair": ("nsp", "sop", "none"),
     "objective.masking": ("token", "whole_word", "span"),
     "objective.mask_count": ("unbiased", "nearest"),
-    "model.activation": ("gelu_tanh", "gelu"),
+    "model.activation": ("gelu_tanh", "gelu", "silu"),
+    "model.feed_forward": ("gelu", "geglu", "swiglu"),
+    "model.norm": ("post", "pre", "rms"),
+    "model.position": ("learned", "sinusoidal", "rope", "none"),
     "model.dtype": ("bfloat16", "float32"),
     "model.matmul_dtype": ("auto", "bfloat16"),
-    "model.mixer": ("attention", "mamba", "lstm"),
+    "model.mixer": ("attention", "causal_attention", "mamba", "lstm"),
     "model.attention": ("auto", "xla", "cudnn", "splash"),
     "model.remat": ("none", "full", "dots"),
     "optim.name": ("adamw", "lamb", "radam"),
@@ -46,13 +49,16 @@ _POSITIVE = (
     "steps log_every eval_every save_every keep_last data.eval_rows "
     "tokenizer.train_bytes tokenizer.min_frequency model.vocab_size "
     "model.vocab_multiple model.hidden model.layers model.heads model.mlp "
-    "model.positions model.segments model.norm_epsilon model.init_std "
+    "model.positions model.norm_epsilon model.init_std model.rope_base "
+    "model.global_every distill.temperature "
     "optim.peak_rate optim.epsilon optim.layer_decay task.epochs task.doc_stride "
     "task.max_answer task.lstm_hidden"
 ).split()
 _NOT_NEGATIVE = (
     "keep_best hang_after patience data.num_workers optim.end_rate optim.weight_decay "
-    "optim.clip_norm optim.freeze_layers"
+    "optim.clip_norm optim.freeze_layers model.embedding model.layer_groups "
+    "model.segments model.window distill.soft distill.hard distill.cosine "
+    "distill.hidden distill.attention"
 ).split()
 _SHARES = (
     "data.eval_share task.dev_share objective.short_seq_prob objective.mask_rate "
@@ -64,6 +70,7 @@ def problems(config: Config) -> list[str]:
     """Every broken rule as "config.path=value: remedy"; empty when all hold."""
     faults = _range_problems(config) + _group_problems(config)
     faults += _objective_problems(config) + _tuning_problems(config)
+    faults += _teaching_problems(config)
     return faults + _phase_problems(config) + _mesh_problems(config)
 
 
@@ -103,7 +110,28 @@ def _group_problems(config: Config) -> list[str]:
     if model.attention not in ("auto", "xla") and model.attention_dropout:
         path = "model.attention_dropout"
         remedies[path] = f"must be 0 with config.model.attention={model.attention}"
-    return _faults(config, remedies)
+    return _faults(config, remedies | _layer_problems(config))
+
+
+def _layer_problems(config: Config) -> dict[str, str]:
+    model, remedies = config.model, {}
+    attends = model.mixer.endswith("attention")
+    if model.position == "rope" and not attends:
+        remedies["model.position"] = f"turns queries; {model.mixer} has none"
+    elif model.position == "rope" and model.hidden // max(1, model.heads) % 2:
+        remedies["model.position"] = "needs an even number of features of a head"
+    if model.window and (model.window % 2 or not attends):
+        remedies["model.window"] = "must be even, for both sides, and of attention"
+    if model.layer_groups > 0:
+        optim = config.optim
+        if model.layers % model.layer_groups:
+            path = "model.layer_groups"
+            remedies[path] = f"must divide config.model.layers={model.layers}"
+        if optim.layer_decay != 1 or optim.freeze_layers:
+            path = "optim.layer_decay" if optim.layer_decay != 1 else ""
+            path = path or "optim.freeze_layers"
+            remedies[path] = "needs layers that share nothing: model.layer_groups=0"
+    return remedies
 
 
 def _objective_problems(config: Config) -> list[str]:
@@ -111,7 +139,7 @@ def _objective_problems(config: Config) -> list[str]:
     inputs = ("segment_pair", "sentence_pair")
     if objective.pair == "none":
         inputs = ("doc_sentences", "full_sentences")
-    elif config.model.segments == 1:
+    elif config.model.segments < 2:
         remedies["model.segments"] = "sentence pairs need 2 segments"
     if objective.input not in ("auto", *inputs):
         remedies["objective.input"] = (
@@ -147,6 +175,23 @@ def _tuning_problems(config: Config) -> list[str]:
             f"needs config.keep_best={config.keep_best} above 0 and config.save_every="
             f"{config.save_every} to divide config.eval_every={config.eval_every}"
         )
+    return _faults(config, remedies)
+
+
+def _teaching_problems(config: Config) -> list[str]:
+    settings, remedies = config.distill, {}
+    if not settings.teacher:
+        return []
+    losses = "soft", "hard", "cosine", "hidden", "attention"
+    if not any(getattr(settings, name) for name in losses):
+        remedies["distill.soft"] = f"one of {', '.join(losses)} must be above 0"
+    if min(settings.layers, default=1) < 1:
+        remedies["distill.layers"] = "layers are counted from 1"
+    if config.task.features:
+        remedies["task.features"] = "a frozen encoder learns from no teacher"
+    if config.model.mixer != "attention" and settings.attention:
+        path = "distill.attention"
+        remedies[path] = f"config.model.mixer={config.model.mixer} has no such scores"
     return _faults(config, remedies)
 
 

@@ -6,7 +6,7 @@ scores in memory: `cudnn` on NVIDIA GPUs and `splash`, a Pallas kernel, on TPUs.
 
 import functools
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,40 +16,82 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 from bert_jax import sharding
 from bert_jax.config import Model
 from bert_jax.errors import UserError
-from bert_jax.model.layers import Dense, Norm, Words, dropout
+from bert_jax.model.layers import Dense, Norm, Words, add_residual, dropout
 
 _LANES = 128  # of a TPU's vector unit, which splash takes positions by
 _NO_FLASH = ("V100", "P100", "T4", "K80", "GTX", "RTX 20")  # GPUs before Ampere
 
 
+class Places(NamedTuple):
+    """Where the tokens of a batch stand."""
+
+    example: Int32[Array, "B L"]  # numbers the packed ones from 1; 0 is padding
+    turn: Float[Array, "2 B L 1 half"] | None  # cosine and sine of `position=rope`
+
+
 class Attention(nn.Module):
-    """The self-attention sublayer, with its residual and LayerNorm.
+    """The self-attention sublayer, with its residual and norm.
+
+    Attributes:
+      config: the model's sizes and numerics.
+      scores: also return these.
 
     Vaswani et al. 2017, section 3.2.2.
     """
 
     config: Model
+    scores: bool = False
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "B L D"],
-        example: Int32[Array, "B L"],
+        places: Places,
         words: UInt32[Array, "sites 2"] | None,
-    ) -> Float[Array, "B L D"]:
-        """Mixes the positions of each example; two dropout sites."""
+        wide: Bool[Array, ""] | None = None,
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B H L L"] | None]:
+        """Mixes the positions of each example; two dropout sites.
+
+        Args:
+          x: floating.
+          places: of the tokens.
+          words: random uint32 [2, 2] for dropout; None is no dropout.
+          wide: whether the layer sees beyond `config.window`, where there is one.
+
+        Returns:
+          As x, and the float32 scores before the mask and the softmax, or None.
+        """
         config = self.config
         inside, after = (None, None) if words is None else (words[0], words[1])
         heads = (config.heads, config.hidden // config.heads)
-        query, key, value = (
-            Dense(config, heads, name=name)(x) for name in ("query", "key", "value")
-        )
-        # The short rows that parameters are made with suit no kernel.
-        kind = "xla" if self.is_initializing() else config.attention
-        rate = config.attention_dropout
-        mixed = attend(query, key, value, example, inside, rate, kind)
-        y = Dense(config, (config.hidden,), inputs=2, name="out")(mixed)
-        return Norm(config, name="norm")(dropout(y, after, config.dropout), x)
+        scores = None
+
+        def mix(x: Array) -> Array:
+            nonlocal scores
+            query, key, value = (
+                Dense(config, heads, name=name)(x) for name in ("query", "key", "value")
+            )
+            if places.turn is not None:
+                query, key = rotate(query, places.turn), rotate(key, places.turn)
+            scores = _scores(query, key) if self.scores else None
+            attend_to = functools.partial(
+                attend,
+                words=inside,
+                rate=config.attention_dropout,
+                # The short rows that parameters are made with suit no kernel.
+                implementation="xla" if self.is_initializing() else config.attention,
+                causal=config.mixer == "causal_attention",
+            )
+            arrays = query, key, value, places.example
+            if wide is None:
+                mixed = attend_to(*arrays)
+            else:
+                near = functools.partial(attend_to, window=config.window)
+                mixed = jax.lax.cond(wide, attend_to, near, *arrays)
+            return Dense(config, (config.hidden,), inputs=2, name="out")(mixed)
+
+        y = add_residual(config, Norm(config, name="norm"), x, mix, after)
+        return y, scores
 
 
 def attend(
@@ -60,6 +102,8 @@ def attend(
     words: Words | None = None,
     rate: float = 0.0,
     implementation: str = "auto",
+    causal: bool = False,
+    window: int = 0,
 ) -> Float[Array, "B L H h"]:
     """Softmax attention among the positions of the same packed example.
 
@@ -73,6 +117,8 @@ def attend(
       words: random uint32 [2] for dropout of probabilities; None is no dropout.
       rate: probability of dropping an attention probability.
       implementation: `xla`, `cudnn`, `splash`, or `auto`: what `choose` chooses.
+      causal: a position sees none that comes after it.
+      window: how far it sees: half of it to each side; 0 is everywhere. [positions]
 
     Returns:
       The query's dtype and shape; softmax in float32.
@@ -87,7 +133,8 @@ def attend(
     if implementation == "auto":
         implementation = choose(kind, length, features, query.dtype, dropping)
     if implementation == "xla":
-        return _attend(rate, query, key, value, _allowed(example), words)
+        xla = functools.partial(_xla, words, rate)
+        return _masked(xla, causal, window, query, key, value, example)
     if implementation not in _KERNELS:
         raise UserError(
             f"config.model.attention={implementation!r}: choose one of auto, xla, "
@@ -110,8 +157,8 @@ def attend(
             f"bfloat16 and heads of a multiple of 8 features up to 128, here {kind}, "
             f"{query.dtype} and {features}; set it to auto or xla"
         )
-    kernel = sharding.by_rows_and_heads(_KERNELS[implementation])
-    return kernel(query, key, value, example)
+    kernel = functools.partial(_KERNELS[implementation], causal, window)
+    return sharding.by_rows_and_heads(kernel)(query, key, value, example)
 
 
 def choose(
@@ -151,7 +198,7 @@ def in_training(config: Model, length: int, kind: str) -> tuple[str, str]:
       unless attention dropout alone rules it out.
     """
     dropping = config.attention_dropout > 0
-    if config.mixer != "attention":
+    if not config.mixer.endswith("attention"):
         return config.mixer, ""
     if config.attention != "auto":
         return config.attention, ""
@@ -163,25 +210,100 @@ def in_training(config: Model, length: int, kind: str) -> tuple[str, str]:
     return now, without if without != now else ""
 
 
-def _allowed(example: Int32[Array, "B L"]) -> Bool[Array, "B 1 L L"]:
-    same = example[:, :, None] == example[:, None, :]
-    return (same & (example > 0)[:, :, None])[:, None]
+def rotate(
+    x: Float[Array, "B L H h"], turn: Float[Array, "2 B L 1 half"]
+) -> Float[Array, "B L H h"]:
+    """Turns pairs of features, i and i + h / 2, by angles that grow with the position.
+
+    Su et al. 2021, section 3.2.2.
+    """
+    cosine, sine = turn.astype(x.dtype)
+    a, b = jnp.split(x, 2, axis=-1)
+    return jnp.concatenate([a * cosine - b * sine, b * cosine + a * sine], axis=-1)
 
 
-def _cudnn(query, key, value, example):
-    mask = (example[:, :, None] == example[:, None, :])[:, None]
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=mask, implementation="cudnn"
-    )
+def turns(
+    position: Int32[Array, "B L"], features: int, base: float
+) -> Float[Array, "2 B L 1 half"]:
+    """Cosine and sine of the angles of `rotate`, for heads of so many features."""
+    power = jnp.arange(0, features, 2, dtype=jnp.float32) / features
+    place = position[:, :, None, None].astype(jnp.float32)
+    angle = place / (base**power)[None, None, None]
+    return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
 
-def _splash(query, key, value, example):
+def _masked(attend, causal, window, query, key, value, example):
+    """`attend` with the mask of who sees whom, a local one in blocks of half a window.
+
+    Of local attention each block of positions sees itself and its two neighbours.
+    """
+    length, half = query.shape[1], window // 2
+    if not window or length % half or length <= 3 * half:
+        place = jnp.arange(length)
+        mask = _allowed(example, example, place, place, causal, half)
+        return attend(query, key, value, mask)
+
+    def blocks(x: Array) -> Array:
+        return x.reshape(-1, length // half, half, *x.shape[2:])
+
+    def around(x: Array) -> Array:
+        sides = jnp.pad(x, [(0, 0), (half, half)] + [(0, 0)] * (x.ndim - 2))
+        near = [blocks(sides[:, i : i + length]) for i in (0, half, 2 * half)]
+        return jnp.concatenate(near, axis=2)
+
+    index = jnp.arange(length)[None]
+    examples = blocks(example), around(example)
+    mask = _allowed(*examples, blocks(index), around(index), causal, half)
+    arrays = blocks(query), around(key), around(value), mask
+    flat = [x.reshape(-1, *x.shape[2:]) for x in arrays]
+    return attend(*flat).reshape(query.shape)
+
+
+def _allowed(
+    mine: Int32[Array, "*B L"],
+    theirs: Int32[Array, "*B T"],
+    place: Int32[Array, "*_ L"],
+    other: Int32[Array, "*_ T"],
+    causal: bool,
+    half: int,
+) -> Bool[Array, "*B 1 L T"]:
+    """Who sees whom, by the numbers of their examples and their places in the row."""
+    allowed = (mine[..., None] == theirs[..., None, :]) & (mine > 0)[..., None]
+    ahead = other[..., None, :] - place[..., None]
+    if causal:
+        allowed &= jnp.expand_dims(ahead <= 0, range(allowed.ndim - ahead.ndim))
+    if half:
+        near = jnp.abs(ahead) <= half
+        allowed &= jnp.expand_dims(near, range(allowed.ndim - near.ndim))
+    return allowed[..., None, :, :]
+
+
+def _xla(words, rate, query, key, value, mask):
+    return _attend(rate, query, key, value, mask, words)
+
+
+def _cudnn(causal, window, query, key, value, example):
+    def attend(query, key, value, mask):
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=mask, implementation="cudnn"
+        )
+
+    # Padding sees padding: the mask of a row without anything allowed is not defined.
+    filled = jnp.where(example > 0, example, example.max() + 1)
+    return _masked(attend, causal, window, query, key, value, filled)
+
+
+def _splash(causal, window, query, key, value, example):
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     _, length, heads, features = query.shape
     block = max(size for size in (128, 256, 512) if length % size == 0)
+    mask, half = splash.FullMask((length, length)), window // 2 or None
+    if causal or window:
+        # Ahead of a position there is nothing, half a window or all to be seen.
+        mask = splash.LocalMask((length, length), (half, 0 if causal else half), 0)
     kernel: Any = splash.make_splash_mha(
-        splash.MultiHeadMask([splash.FullMask((length, length))] * heads),
+        splash.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(
             block_q=block,
             block_kv=block,
@@ -218,16 +340,22 @@ def _forward(rate, query, key, value, allowed, words):
     return mixed, (query, key, value, share, words)
 
 
-def _probabilities(
-    query: Float[Array, "B L H h"],
-    key: Float[Array, "B L H h"],
-    allowed: Bool[Array, "B 1 L L"],
-) -> Float[Array, "B H L L"]:
+def _scores(
+    query: Float[Array, "B L H h"], key: Float[Array, "B T H h"]
+) -> Float[Array, "B H L T"]:
     score = jnp.einsum(
         "BLHh,BTHh->BHLT", query, key, preferred_element_type=jnp.float32
     )
+    return score * (1 / math.sqrt(query.shape[-1]))
+
+
+def _probabilities(
+    query: Float[Array, "B L H h"],
+    key: Float[Array, "B T H h"],
+    allowed: Bool[Array, "B 1 L T"],
+) -> Float[Array, "B H L T"]:
     # A finite floor, not -inf: a row with nothing allowed must not make NaN.
-    score = jnp.where(allowed, score * (1 / math.sqrt(query.shape[-1])), -1e30)
+    score = jnp.where(allowed, _scores(query, key), -1e30)
     power = jnp.exp(score - score.max(-1, keepdims=True))
     share = power / power.sum(-1, keepdims=True)
     return jnp.where(allowed, share, 0).astype(query.dtype)

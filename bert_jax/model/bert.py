@@ -9,12 +9,19 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
 from bert_jax.config import Model
-from bert_jax.model.encoder import Embeddings, draw, padded_vocabulary, stack
+from bert_jax.model.attention import Places, turns
+from bert_jax.model.encoder import (
+    Embeddings,
+    draw,
+    layer_axes,
+    padded_vocabulary,
+    stack,
+)
 from bert_jax.model.layers import (
     Dense,
     Norm,
+    activate,
     dropout,
-    gelu,
     initializer,
     matmul_dtype,
     turned,
@@ -33,20 +40,25 @@ class Bert(nn.Module):
     Attributes:
       config: the model's sizes and numerics.
       classes: of the head of a fine-tuned model.
-      all_layers: keep what `hidden_states` gives; costs memory.
+      keep: `hidden`, what `hidden_states` gives, or `scores`, what `traces` gives;
+        costs memory.
 
     Devlin et al. 2019, sections 3 and 3.1, appendix A.2.
     """
 
     config: Model
     classes: int = 0
-    all_layers: bool = False
+    keep: str = ""
 
     def setup(self) -> None:
         """Declares the parameters and parts."""
         config = self.config
         self.embeddings = Embeddings(config)
-        self.layers = stack(config, self.all_layers)
+        if config.embedding not in (0, config.hidden):
+            self.project = Dense(config, (config.hidden,))
+        self.layers = stack(config, self.keep)
+        if config.norm != "post":
+            self.norm = Norm(config)
         self.pooler = Dense(config, (config.hidden,))
         self.mlm = MaskedHead(config)
         self.sbo = BoundaryHead(config)
@@ -68,7 +80,7 @@ class Bert(nn.Module):
         return self._layers(batch, rng)[1]
 
     def hidden_states(self, batch: Batch) -> Float[Array, "states B L D"]:
-        """The embeddings and every layer's features, of a model with `all_layers`.
+        """The embeddings and every layer's features, of a model that keeps them.
 
         Args:
           batch: that of `encode`.
@@ -76,21 +88,53 @@ class Bert(nn.Module):
         Returns:
           config.dtype [N + 1, B, L, D]: embeddings first, the last layer last.
         """
-        embedded, _, every = self._layers(batch, None)
-        return jnp.concatenate([embedded[None], every])
+        return self.traces(batch)[0]
+
+    def traces(
+        self, batch: Batch, rng: jax.Array | None = None
+    ) -> tuple[Float[Array, "states B L D"], Float[Array, "N B H L L"] | None]:
+        """The same with dropout, and the scores of each layer's attention.
+
+        Args:
+          batch: that of `encode`.
+          rng: a JAX key for dropout; None is no dropout.
+
+        Returns:
+          What `hidden_states` gives and, of a model that keeps them, the float32
+          scores [N, B, H, L, L] before the mask and the softmax, or else None.
+        """
+        embedded, last, kept = self._layers(batch, rng)
+        axes = layer_axes(self.config)
+        flat = [self.config.layers]
+        each, scores = jax.tree.map(
+            lambda x: x.reshape(flat + list(x.shape[len(axes) :])), kept
+        )
+        return jnp.concatenate([embedded[None], each[:-1], last[None]]), scores
 
     def _layers(self, batch: Batch, rng: jax.Array | None) -> tuple[Any, Any, Any]:
-        """The embeddings, the last layer and, of a model with all_layers, each."""
+        """The embeddings, the last layer and what the layers keep."""
+        config = self.config
         batch = {name: jnp.asarray(value) for name, value in batch.items()}
-        words = draw(rng, self.config.layers)
+        words = draw(rng, config)
         x = self.embeddings(
             batch["token"],
             batch["segment"],
             batch["position"],
             None if words is None else words.embeddings,
         )
+        if config.embedding not in (0, config.hidden):
+            x = self.project(x)
+        turn = wide = None
+        if config.position == "rope":
+            features = config.hidden // config.heads
+            turn = turns(batch["position"], features, config.rope_base)
+        if config.window:
+            number = jnp.arange(config.layers).reshape(layer_axes(config))
+            wide = number % config.global_every == 0
         per_layer = None if words is None else words.layers
-        return x, *self.layers(x, per_layer, batch["example"])
+        places = Places(batch["example"], turn)
+        y, kept = self.layers(x, per_layer, wide, places)
+        return x, y if config.norm == "post" else self.norm(y), kept
 
     def pool(
         self, hidden: Float[Array, "B L D"], position: Int32[Array, "B K"]
@@ -163,16 +207,16 @@ class MaskedHead(nn.Module):
     def setup(self) -> None:
         """Declares the parameters and parts."""
         config = self.config
-        self.transform = Dense(config, (config.hidden,))
+        self.transform = Dense(config, (config.embedding or config.hidden,))
         self.norm = Norm(config)
         shape = (padded_vocabulary(config),)
         self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
 
     def __call__(
-        self, x: Float[Array, "B P D"], token: Float[Array, "V D"]
+        self, x: Float[Array, "B P D"], token: Float[Array, "V E"]
     ) -> Float[Array, "B P V"]:
         """Logits over the padded vocabulary from features and the token table."""
-        x = self.norm(gelu(self.transform(x), self.config.activation))
+        x = self.norm(activate(self.transform(x), self.config.activation))
         real = jnp.arange(len(self.bias)) < self.config.vocab_size
         bias = jnp.where(real, self.bias, -1e9)
         logits: Array = _tied(matmul_dtype(self.config), x, token, bias)
@@ -203,14 +247,14 @@ class BoundaryHead(nn.Module):
         left: Float[Array, "B P D"],
         right: Float[Array, "B P D"],
         offset: Int32[Array, "B P"],
-        token: Float[Array, "V D"],
+        token: Float[Array, "V E"],
     ) -> Float[Array, "B P V"]:
         """Logits over the padded vocabulary; `token` is the table of embeddings."""
         # A product, as for segments: most tokens share a few rows.
         offset = jnp.minimum(offset, _OFFSETS - 1)
         place = jax.nn.one_hot(offset, _OFFSETS, dtype=jnp.float32) @ self.offset
         x = jnp.concatenate([left, right, place.astype(left.dtype)], axis=-1)
-        x = self.norm(gelu(self.first(x), self.config.activation))
+        x = self.norm(activate(self.first(x), self.config.activation))
         return self.mlm(x, token)
 
 

@@ -1,12 +1,13 @@
-"""Dense, LayerNorm, GELU and dropout, as cheap as they can be written in XLA.
+"""Dense, norms, activations and dropout, as cheap as they can be written in XLA.
 
 Axis letters, here and everywhere: B batch, L position, P masked position,
-K packed example, D hidden, H head, h features of a head, F feed-forward,
+K packed example, D hidden, E embedding, H head, h features of a head, F feed-forward,
 V vocabulary, S segment, N layer. T is the position attended to.
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -39,30 +40,37 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "..."], activation: str = ""
+        self,
+        x: Float[Array, "..."],
+        activation: str = "",
+        gate: Float[Array, "..."] | None = None,
     ) -> Float[Array, "..."]:
         """Maps x in its own dtype.
 
         Args:
           x: floating.
-          activation: of `gelu`, which x goes through first; "" is none. The backward
-            pass keeps x and works it out again: the result would be the largest array
-            of a layer, beside another one of its size.
+          activation: of `activate`, which x goes through first; "" is none. The
+            backward pass keeps x and works it out again: the result would be the
+            largest array of a layer, beside another one of its size.
+          gate: goes through the activation in place of x, then is multiplied with x.
         """
         shape = (*x.shape[x.ndim - self.inputs :], *self.outputs)
         kernel = self.param("kernel", initializer(self.config), shape, jnp.float32)
         bias = self.param("bias", nn.initializers.zeros, self.outputs, jnp.float32)
         dtype = matmul_dtype(self.config)
 
-        def product(x: Array, kernel: Array) -> Array:
-            factor = gelu(x, activation) if activation else x
-            return _product(self.inputs, dtype, factor, kernel)
+        def product(x: Array, kernel: Array, gate: Array | None) -> Array:
+            if gate is not None:
+                x *= activate(gate, activation)
+            elif activation:
+                x = activate(x, activation)
+            return _product(self.inputs, dtype, x, kernel)
 
         if activation:
             # A loop's body is compiled once, so nothing merges it with its repetition.
             once = self.config.scan
             product = jax.checkpoint(product, prevent_cse=not once)
-        y = product(x, kernel)
+        y = product(x, kernel, gate)
         return y + lax.expand_dims(bias.astype(x.dtype), range(y.ndim - bias.ndim))
 
 
@@ -117,9 +125,10 @@ def turned(y: Float[Array, "X Y"], mixed: bool) -> Float[Array, "Y X"]:
 class Norm(nn.Module):
     """LayerNorm of x, or of x + residual, with float32 statistics.
 
+    Where `config.norm` is `rms`, RMSNorm: the mean is neither subtracted nor learned.
     Returns an array of the computation's dtype.
 
-    Ba et al. 2016, section 3.
+    Ba et al. 2016, section 3; Zhang and Sennrich 2019, section 4.
     """
 
     config: Model
@@ -133,7 +142,9 @@ class Norm(nn.Module):
         """Normalises the last axis."""
         shape = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, shape, jnp.float32)
-        bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
+        bias = None
+        if self.config.norm != "rms":
+            bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)
         terms = (x,) if residual is None else (x, residual)
         dtype, epsilon = jnp.dtype(self.config.dtype), self.config.norm_epsilon
         return _normalize(dtype, epsilon, terms, scale, bias)
@@ -146,42 +157,68 @@ def _normalize(dtype, epsilon, terms, scale, bias):
 
 def _normalize_forward(dtype, epsilon, terms, scale, bias):
     x = functools.reduce(lax.add, (term.astype(jnp.float32) for term in terms))
-    mean = x.mean(-1, keepdims=True)
-    power = lax.rsqrt(jnp.square(x - mean).mean(-1, keepdims=True) + epsilon)
+    mean = None if bias is None else x.mean(-1, keepdims=True)
+    x = x if mean is None else x - mean
+    power = lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + epsilon)
     rows = range(x.ndim - 1)
-    y = (x - mean) * power * lax.expand_dims(scale, rows)
-    y = (y + lax.expand_dims(bias, rows)).astype(dtype)
-    return y, (terms, scale, mean, power)
+    y = x * power * lax.expand_dims(scale, rows)
+    y = y if bias is None else y + lax.expand_dims(bias, rows)
+    return y.astype(dtype), (terms, scale, mean, power)
 
 
 def _normalize_backward(dtype, epsilon, kept, gradient):
     """As autodiff, but of the forward pass it keeps the terms and two numbers a row."""
     terms, scale, mean, power = kept
     x = functools.reduce(lax.add, (term.astype(jnp.float32) for term in terms))
-    normal, gradient = (x - mean) * power, gradient.astype(jnp.float32)
+    x = x if mean is None else x - mean
+    normal, gradient = x * power, gradient.astype(jnp.float32)
     rows = tuple(range(x.ndim - 1))
     inner = gradient * lax.expand_dims(scale, rows)
     along = (inner * normal).mean(-1, keepdims=True)
-    of_x = (inner - inner.mean(-1, keepdims=True) - normal * along) * power
-    of_scale, of_bias = (gradient * normal).sum(rows), gradient.sum(rows)
+    of_x, of_scale = inner - normal * along, (gradient * normal).sum(rows)
+    of_bias = None if mean is None else gradient.sum(rows)
+    of_x = (of_x if mean is None else of_x - inner.mean(-1, keepdims=True)) * power
     return tuple(of_x.astype(term.dtype) for term in terms), of_scale, of_bias
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "gelu_tanh": jax.nn.gelu,  # of the original BERT code
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "silu": jax.nn.silu,
+}
+
+
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=1)
-def gelu(x: Float[Array, "..."], activation: str) -> Float[Array, "..."]:
-    """Gaussian error linear unit; the backward pass keeps x alone.
+def activate(x: Float[Array, "..."], activation: str) -> Float[Array, "..."]:
+    """One of `ACTIVATIONS`; the backward pass keeps x alone.
 
     Args:
       x: any floating dtype and shape.
-      activation: `gelu_tanh` (the original BERT code) or `gelu` (erf).
+      activation: a name.
 
     Returns:
-      Same dtype and shape. Hendrycks and Gimpel 2016, section 2.
+      Same dtype and shape. Hendrycks and Gimpel 2016, sections 2 and 4.
     """
-    return jax.nn.gelu(x, approximate=activation == "gelu_tanh")
+    return ACTIVATIONS[activation](x)
+
+
+def add_residual(
+    config: Model,
+    norm: Norm,
+    x: Float[Array, "B L D"],
+    sublayer: Callable[[Array], Array],
+    words: Words | None,
+) -> Float[Array, "B L D"]:
+    """A sublayer with its dropout, its residual and its norm, before it or after.
+
+    Vaswani et al. 2017, section 3.1 (`post`); Xiong et al. 2020, section 3 (`pre`).
+    """
+    if config.norm == "post":
+        return norm(dropout(sublayer(x), words, config.dropout), x)
+    return x + dropout(sublayer(norm(x)), words, config.dropout)
 
 
 def dropout(

@@ -30,7 +30,7 @@ class FeatureTagger(Bert):
     Devlin et al. 2019, section 5.3, table 7.
     """
 
-    all_layers: bool = True
+    keep: str = "hidden"
     features: str = "concat_last_4"
     units: int = 768
 

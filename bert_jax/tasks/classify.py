@@ -10,7 +10,7 @@ from bert_jax.config import Model, TaskSettings
 from bert_jax.losses import cross_entropy
 from bert_jax.model import Batch, Bert
 from bert_jax.model.tagger import FeatureTagger
-from bert_jax.tasks import Pairs, Task, ratios
+from bert_jax.tasks import Pairs, Parts, Task, ratios
 
 
 def classify(model: Model, settings: TaskSettings) -> Task:
@@ -38,18 +38,12 @@ def classify(model: Model, settings: TaskSettings) -> Task:
         kind, units = settings.features, settings.lstm_hidden
         bert = FeatureTagger(model, classes, features=kind, units=units)
 
-    def logits(
-        params: dict[str, Any], batch: Batch, rng: jax.Array | None = None
-    ) -> jax.Array:
-        return bert.apply({"params": params}, batch, rng, method=method)
-
     def init(rng: jax.Array) -> dict[str, Any]:
         keys = ("token", "segment", "position", "example", "nsp_position")
         batch = {key: jnp.zeros((1, 2), jnp.int32) for key in keys}
         return bert.init(rng, batch, method=method)["params"]
 
-    def loss(params: dict[str, Any], batch: Batch, rng: jax.Array | None) -> Pairs:
-        found = logits(params, batch, rng)
+    def pairs(found: jax.Array, batch: Batch) -> Pairs:
         label, weight = jnp.asarray(batch["label"]), jnp.asarray(batch["weight"])
         if settings.kind == "choice":
             return _choose(found[:, :, 0], label, weight, jnp.asarray(batch["group"]))
@@ -59,10 +53,18 @@ def classify(model: Model, settings: TaskSettings) -> Task:
         entropy, right = cross_entropy(found, label, weight)
         return {"loss": entropy, "accuracy": right}
 
-    def predict(params: dict[str, Any], batch: Batch) -> Batch:
-        return {"logits": logits(params, batch)}
+    def choices(found: jax.Array, batch: Batch) -> Pairs:
+        weight = jnp.asarray(batch["weight"])
+        if settings.kind == "choice":
+            return {"loss": _questions(found, weight, jnp.asarray(batch["group"]))}
+        return {"loss": (found, weight)}
 
-    return Task(init, loss, ("loss",), predict, ratios, "eval_score", largest=True)
+    def predict(params: dict[str, Any], batch: Batch) -> Batch:
+        return {"logits": bert.apply({"params": params}, batch, method=method)}
+
+    parts = Parts(bert, method, pairs, choices)
+    best = "eval_score", True
+    return Task(init, parts.loss, ("loss",), predict, ratios, *best, parts)
 
 
 def untrained(settings: TaskSettings) -> str:
@@ -90,3 +92,18 @@ def _choose(
     loss = (right * (log_total[group] - score)).sum()
     best = (right * (score >= top[group])).sum()
     return {"loss": (loss, questions), "accuracy": (best, questions)}
+
+
+def _questions(
+    score: Float[Array, "B K 1"],
+    weight: Float[Array, "B K"],
+    group: Int32[Array, "B K"],
+) -> tuple[Float[Array, "Q N"], Float[Array, "Q"]]:
+    """The scores of the choices of each question, and whether there is that question.
+
+    As many of both as the batch has slots, for want of a better bound.
+    """
+    flat = [x.reshape(-1) for x in (score, weight, group)]
+    score, weight, group = flat
+    own = (group == jnp.arange(score.size)[:, None]) & (weight > 0)
+    return jnp.where(own, score[None], -1e30), own.any(1).astype(jnp.float32)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from bert_jax.config import Model, Objective
 from bert_jax.losses import cross_entropy
 from bert_jax.model import Batch, Bert
-from bert_jax.tasks import Pairs, Task, ratios
+from bert_jax.tasks import Pairs, Parts, Task, ratios
 
 
 def pretrain(model: Model, objective: Objective) -> Task:
@@ -37,32 +37,36 @@ def pretrain(model: Model, objective: Objective) -> Task:
         places += ["sbo_left", "sbo_right", "sbo_offset"]
     bert: Any = Bert(model)
 
-    def logits(
-        params: dict[str, Any], batch: Batch, rng: jax.Array | None = None
-    ) -> Batch:
-        return bert.apply({"params": params}, batch, rng, method="pretrain")
-
     def init(rng: jax.Array) -> dict[str, Any]:
         keys = ["token", "segment", "position", "example", *places]
         batch = {key: jnp.zeros((1, 2), jnp.int32) for key in keys}
         return bert.init(rng, batch, method="pretrain")["params"]
 
-    def loss(params: dict[str, Any], batch: Batch, rng: jax.Array | None) -> Pairs:
-        outputs, pairs = logits(params, batch, rng), {}
-        for name, (head, labels) in heads.items():
+    def choices(outputs: Batch, batch: Batch) -> Pairs:
+        return {
+            f"{name}_loss": (
+                outputs[f"{head}_logits"],
+                jnp.asarray(batch[f"{labels}_weight"]),
+            )
+            for name, (head, labels) in heads.items()
+        }
+
+    def pairs(outputs: Batch, batch: Batch) -> Pairs:
+        places, found = choices(outputs, batch), {}
+        for name, (_, labels) in heads.items():
             label = jnp.asarray(batch[f"{labels}_label"])
-            weight = jnp.asarray(batch[f"{labels}_weight"])
-            scores = outputs[f"{head}_logits"]
+            scores, weight = places[f"{name}_loss"]
             entropy, right = cross_entropy(scores, label, weight)
-            pairs |= {f"{name}_loss": entropy, f"{name}_accuracy": right}
-        return pairs
+            found |= {f"{name}_loss": entropy, f"{name}_accuracy": right}
+        return found
 
     def predict(params: dict[str, Any], batch: Batch) -> Batch:
-        outputs = logits(params, batch)
+        outputs = bert.apply({"params": params}, batch, method="pretrain")
         return {
             name: array if name == "nsp_logits" else array[:, :, : model.vocab_size]
             for name, array in outputs.items()
         }
 
     terms = tuple(f"{name}_loss" for name in heads)
-    return Task(init=init, loss=loss, terms=terms, predict=predict, score=ratios)
+    parts = Parts(bert, "pretrain", pairs, choices)
+    return Task(init, parts.loss, terms, predict, ratios, parts=parts)

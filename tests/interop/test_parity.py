@@ -30,7 +30,7 @@ def _compare_forward(model, source, arrays):
     torch = hugging.torch()
     with torch.no_grad():
         outputs = model(**hugging.inputs(arrays), output_hidden_states=True)
-    bert = Bert(source.model, all_layers=True)
+    bert = Bert(source.model, keep="hidden")
     apply = jax.jit(bert.apply, static_argnames="method")
     variables = {"params": source.params}
     states = apply(variables, arrays, method="hidden_states")

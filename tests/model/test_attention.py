@@ -1,5 +1,7 @@
 """`attend` against a straightforward computation, forward and backward."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -48,6 +50,60 @@ def test_values_and_gradients(rate):
     )
 
 
+def who_sees_whom(example, causal, window):
+    place = np.arange(example.shape[1])
+    ahead = place[None, :] - place[:, None]
+    seen = (example[:, :, None] == example[:, None]) & (example > 0)[:, :, None]
+    seen &= (ahead <= 0) | (not causal)
+    return seen & ((abs(ahead) <= window // 2) | (not window))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(
+    ("length", "window"),
+    [(24, 0), (24, 4), (24, 8), (24, 12), (24, 16), (24, 60), (23, 4)],
+)
+def test_causal_and_local_attention(length, window, causal):
+    """In blocks where half a window divides the row, and whole where it does not."""
+    rng = np.random.default_rng(length + window)
+    shape = (4, B, length, H, h)
+    query, key, value, weight = map(jnp.asarray, rng.standard_normal(shape, np.float32))
+    example = np.sort(rng.integers(0, 4, (B, length)), 1).astype(np.int32)[:, ::-1]
+    seen = who_sees_whom(example, causal, window)[:, None]
+    example = jnp.asarray(example)
+
+    def ours(query, key, value):
+        out = attend(query, key, value, example, causal=causal, window=window)
+        return (out * weight).sum()
+
+    def theirs(query, key, value):
+        score = jnp.einsum("bqnd,bknd->bnqk", query, key) / np.sqrt(h)
+        share = jax.nn.softmax(jnp.where(seen, score, -1e9), axis=-1)
+        share = jnp.where(seen, share, 0)
+        return (jnp.einsum("bnqk,bknd->bqnd", share, value) * weight).sum()
+
+    found, wanted = (
+        jax.value_and_grad(f, (0, 1, 2))(query, key, value) for f in (ours, theirs)
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), found, wanted
+    )
+
+
+def test_local_attention_costs_as_much_as_its_window():
+    """The products grow with the length, not with its square."""
+
+    def flops(length, window):
+        shape = jax.ShapeDtypeStruct((1, length, 1, 8), jnp.float32)
+        example = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        function = functools.partial(attend, window=window)
+        lowered = jax.jit(function).lower(shape, shape, shape, example)
+        return lowered.compile().cost_analysis()["flops"]
+
+    assert flops(1024, 32) < 2.2 * flops(512, 32)
+    assert flops(1024, 32) < flops(1024, 0) / 10
+
+
 def test_padding_gives_zeros():
     query, key, value, example, _ = inputs()
     assert (example == 0).any()
@@ -76,8 +132,11 @@ def test_unknown_implementation():
         attend(query, key, value, example, implementation="fast")
 
 
+@pytest.mark.parametrize(
+    "limits", [{}, {"causal": True}, {"window": 64}, {"causal": True, "window": 64}]
+)
 @pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=2, model=2)])
-def test_splash_equals_xla_forward_and_backward(mesh):
+def test_splash_equals_xla_forward_and_backward(mesh, limits):
     rng = np.random.default_rng(3)
     *vectors, weight = jnp.asarray(rng.standard_normal((4, 4, 256, 2, 8)), jnp.float32)
     example = np.sort(rng.integers(1, 5, (4, 256)), 1).astype(np.int32)
@@ -87,7 +146,7 @@ def test_splash_equals_xla_forward_and_backward(mesh):
 
     def total(kind):
         def scalar(*vectors):
-            mixed = attend(*vectors, example, implementation=kind)
+            mixed = attend(*vectors, example, implementation=kind, **limits)
             # Times 0, not chosen: what padding gives must be finite.
             return (mixed * real * weight).sum(), mixed * real
 

@@ -113,23 +113,56 @@ def test_initial_values():
     assert not np.allclose(kernel[0], kernel[1]), "layers must differ"
 
 
-@pytest.mark.parametrize("activation", ["gelu", "gelu_tanh"])
-def test_equals_the_numpy_reference(activation):
-    config, batch = variant(activation=activation), packed([7, 5, 3])
+# Every architecture that is no mixer of its own; `learned` positions etc. by default.
+ARCHITECTURES = [
+    {"activation": "gelu_tanh"},
+    {"activation": "gelu"},
+    {"norm": "pre"},
+    {"norm": "rms", "feed_forward": "swiglu"},
+    {"feed_forward": "geglu"},
+    {"position": "sinusoidal"},
+    {"position": "rope", "rope_base": 100.0},
+    {"position": "none", "mixer": "causal_attention"},
+    {"layers": 4, "layer_groups": 2, "embedding": 8, "scan": True},
+    {"layers": 4, "window": 4, "global_every": 3, "scan": True},
+    {"window": 4, "mixer": "causal_attention", "position": "rope"},
+    {"layer_groups": 1, "norm": "pre", "position": "rope", "window": 2, "scan": True},
+]
+
+
+def named(edits):
+    return ",".join(f"{name}={value}" for name, value in edits.items())
+
+
+@pytest.mark.parametrize("edits", ARCHITECTURES, ids=named)
+def test_equals_the_numpy_reference(edits):
+    config, batch = variant(**edits), packed([7, 5, 3])
     params = some_params(config)
-    kinds = {"gelu": reference.gelu_erf, "gelu_tanh": reference.gelu_tanh}
-    gelu = kinds[activation]
     exact = jax.tree.map(lambda x: np.asarray(x, np.float64), params)
     logits = jax.jit(task(config).predict)(params, batch)
     for i in range(len(batch["token"])):
         row = {name: value[i] for name, value in batch.items()}
-        states = reference.encode(row, exact, gelu)
+        states = reference.encode(row, exact, config)
         real = row["example"] > 0
         close(hidden(config, params, batch)[i][real], states[real], 1e-4)
-        masked = reference.masked_logits(states[row["mlm_position"]], exact, gelu)
+        masked = reference.masked_logits(states[row["mlm_position"]], exact, config)
         close(logits["mlm_logits"][i], masked[:, :37], 1e-4)
-        pairs = reference.pair_logits(states[row["nsp_position"]], exact)
-        close(logits["nsp_logits"][i], pairs, 1e-4)
+        if config.mixer == "attention":
+            pairs = reference.pair_logits(states[row["nsp_position"]], exact)
+            close(logits["nsp_logits"][i], pairs, 1e-4)
+
+
+@pytest.mark.parametrize("edits", [ARCHITECTURES[i] for i in (8, 9, 11)], ids=named)
+def test_scan_and_remat_leave_the_architecture_as_it_is(edits):
+    config, batch = variant(**edits), packed([7, 5, 3])
+    params, rng = some_params(config), jax.random.key(5)
+
+    def gradient(**numerics):
+        loss = mean_loss(dataclasses.replace(config, **numerics), rng)
+        return jax.jit(jax.value_and_grad(loss))(params, batch)
+
+    expected = gradient()
+    jax.tree.map(close, gradient(scan=False, remat="full"), expected)
 
 
 def test_packed_equals_unpacked_and_padding_does_not_matter():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from bert_jax.model.layers import Norm, dropout, gelu, keep
+from bert_jax.model.layers import Norm, activate, dropout, keep
 from tests.model.batches import SMALL, variant
 
 SHAPE = (29, 64, 50)
@@ -117,6 +117,6 @@ def test_layer_norm_has_the_gradients_of_its_formula(terms):
 
 def test_gelu_kinds_differ():
     x = jnp.linspace(-3, 3, 41)
-    gap = abs(gelu(x, "gelu") - gelu(x, "gelu_tanh")).max()
+    gap = abs(activate(x, "gelu") - activate(x, "gelu_tanh")).max()
     assert 1e-5 < gap < 1e-3
     assert SMALL.activation == "gelu_tanh"
