@@ -15,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -37,7 +38,8 @@ from bert_jax.initial import adopt, inherit
 from bert_jax.run import claim, finished, settle, store_directory
 
 _TICK = 0.1  # [s] between two looks at the runs
-_LOSS = "eval_mlm_loss"  # the score of pretraining, and the one that should be low
+_MASKED = "eval_mlm_loss"  # the score of pretraining, if it masks tokens
+_LOSS = re.compile("eval_.*_loss")  # should be low
 
 
 class Runs(NamedTuple):
@@ -354,8 +356,9 @@ def read(trial: Trial, runs: Runs) -> list[dict[str, Any]]:
 def _score(directory: Path) -> dict[str, Any] | None:
     """What a finished run achieved; None if it is not finished."""
     summary = finished(str(directory)) or {}
-    metric = "score" if "score" in summary else _LOSS
-    if summary.get(metric) is None:
+    losses = [name for name in summary if _LOSS.fullmatch(name)]
+    metric = next((m for m in ("score", _MASKED, *losses) if m in summary), None)
+    if metric is None or summary[metric] is None:
         return None
     return {
         "metric": summary.get("score_name", metric),
@@ -417,7 +420,7 @@ def _statistics(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _upward(metric: str, value: float) -> float:
-    return -value if metric == _LOSS else value
+    return -value if _LOSS.fullmatch(metric) else value
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -448,7 +451,8 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 def _title(rows: Sequence[Mapping[str, Any]]) -> str:
     metric = ", ".join(dict.fromkeys(row["metric"] for row in rows if row["n"]))
-    return f"{metric or 'score'}{' (lower is better)' if metric == _LOSS else ''}"
+    lower = " (lower is better)" if _LOSS.fullmatch(metric) else ""
+    return f"{metric or 'score'}{lower}"
 
 
 def _mean(row: Mapping[str, Any]) -> str:

@@ -128,7 +128,7 @@ def test_a_jobset_for_each_trial_left(sweep):
     assert words[-1] == "--only=kind=wordpiece/seed=0"
     assert {"name": "claim", "mountPath": "/runs"} in container["volumeMounts"]
     assert list(yaml.safe_load_all(sweep(JOBSET)[1])) == documents
-    assert sweep(JOBSET, "--vary=optim.peak_rate=" + "1" * 60 + ",2")[0] == 0
+    assert sweep(JOBSET, "--vary=data.text_key=" + "x" * 60 + ",y")[0] == 0
 
 
 def test_a_jobset_that_cannot_be_is_said(sweep):
