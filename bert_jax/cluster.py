@@ -73,15 +73,15 @@ def jobset(
 ) -> None:
     """Prints a JobSet for each trial that is left, to be applied; see `slurm`.
 
-    Kubernetes decides how many run at a time.
-
     Raises:
-      UserError: launch/gke.py refuses.
+      UserError: launch/gke.py refuses, or `jobs` is set.
     """
     script, manifests = _launcher("gke.py"), []
+    if jobs:
+        raise UserError(f"--jobs={jobs}: the cluster decides how many JobSets run")
     for trial in left:
         # Labels of RFC 1123, told apart where they are alike after that or too long.
-        plain = re.sub("[^a-z0-9]+", "-", trial.name.lower())[-32:].strip("-")
+        plain = re.sub("[^a-z0-9]+", "-", trial.name.lower())[-28:].strip("-")
         name = f"sweep-{_digest(f'{root}/{trial.name}')}-{plain}"
         command = [sys.executable, script, f"--name={name}", *flags, "--", *words]
         manifests.append(_output([*command, f"--only={trial.name}"]))

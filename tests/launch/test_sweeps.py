@@ -134,3 +134,5 @@ def test_a_jobset_for_each_trial_left(sweep):
 def test_a_jobset_that_cannot_be_is_said(sweep):
     status, told, said = sweep("--on=jobset --topology=v6e:4x4")
     assert status == 2 and not told and "--image" in said
+    status, told, said = sweep(JOBSET, "--jobs=2")
+    assert status == 2 and not told and "--jobs=2" in said
