@@ -1,6 +1,7 @@
 """`bert-jax sweep`: several settings and seeds, and one table of their scores."""
 
 import argparse
+import contextlib
 import os
 import shlex
 import sys
@@ -39,7 +40,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
     add(
         "--seeds",
         metavar="N",
-        help="how many, from 0; or a list: 3,5,8 (default: the grid's, or 1)",
+        help="how many, from 0; or a list: 3,5,8 (default: the grid's or config's)",
     )
     add("--jobs", metavar="N", type=int, help="trials at a time (default here: 1)")
     add(
@@ -57,13 +58,11 @@ def main(argv: Sequence[str]) -> int:
     """Runs what is not finished yet, and keeps a table of what is."""
     about = "Train with several settings and seeds, and compare the scores."
     args = parse(argv, about, EXAMPLE, _options, remote_workdir=False, load=False)
-    place, *flags = shlex.split(args.on) or [""]
+    place, flags = _place(args.on)
     if not args.workdir:
         raise UserError("--workdir=DIR is missing: where the runs and the table go")
     if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs={args.jobs}: must be above 0")
-    if place not in ("local", *cluster.PLACES) or (place == "local" and flags):
-        raise UserError(f"--on={args.on}: needs local, 'slurm FLAGS' or 'jobset FLAGS'")
     found = grid.read(args.grid) if args.grid else grid.Grid()
     if found.stages and args.config:
         raise UserError(f"--grid={args.grid} names its configs: leave out --config")
@@ -102,6 +101,15 @@ def main(argv: Sequence[str]) -> int:
 
 def _tell(text: str) -> None:
     print(f"sweep: {text}", file=sys.stderr, flush=True)
+
+
+def _place(text: str) -> tuple[str, list[str]]:
+    """Where to run, and the flags of what starts it there."""
+    with contextlib.suppress(ValueError):  # a quote that is not closed, or no word
+        place, *flags = shlex.split(text)
+        if place in cluster.PLACES or (place == "local" and not flags):
+            return place, flags
+    raise UserError(f"--on={text}: needs local, 'slurm FLAGS' or 'jobset FLAGS'")
 
 
 def _only(name: str, trials: Sequence[grid.Trial], runs: sweep.Runs) -> int:

@@ -446,6 +446,7 @@ ok = []
         (["--only=low/seed=9"], ["low/seed=9", "low/seed=0"]),
         (["--on=moon"], ["--on=moon", "slurm"]),
         (["--on=local --fast"], ["--on=local --fast"]),
+        (["--on=slurm 'x"], ["--on=slurm 'x"]),
         (["--config.lern:steps=1"], ["no stage 'lern'", "'learn'?"]),
         (["--config.data.source=none.txt"], ["none.txt"]),
     ],
