@@ -7,8 +7,8 @@ from typing import Any
 
 from bert_jax.log import read_metrics
 
-_LOSSES = ("mlm_loss", "loss")  # of a run, the first it has
-_SCORES = ("eval_score", "eval_mlm_accuracy", "eval_accuracy")
+_LOSSES = ("mlm_loss", "ltr_loss", "loss")  # of a run, the first it has
+_SCORES = ("eval_score", "eval_mlm_accuracy", "eval_ltr_accuracy", "eval_accuracy")
 
 
 def draw(workdirs: Sequence[str | Path], path: str | Path) -> None:
@@ -58,7 +58,11 @@ def _loss(panel: Any, lines: list[dict[str, Any]], frequency: float | None) -> N
         panel.axhline(frequency, color="gray", linestyle="--")
         beside = {"textcoords": "offset points", "xytext": (4, 4), "color": "gray"}
         panel.annotate("by frequency alone", (0, frequency), **beside)
-    label = "masked-token loss [nats]" if name == "mlm_loss" else "loss"
+    labels = {
+        "mlm_loss": "masked-token loss [nats]",
+        "ltr_loss": "next-token loss [nats]",
+    }
+    label = labels.get(name, "loss")
     panel.set(xlabel="step", ylabel=label)
     panel.legend()
 
@@ -72,5 +76,10 @@ def _score(panel: Any, lines: list[dict[str, Any]], facts: dict[str, Any]) -> No
         best = facts["best_step"], facts["score"]
         panel.plot(*best, "o", markersize=9, color="C1", label=f"best: {best[1]:.4f}")
         panel.legend()
-    what = name.removeprefix("eval_").replace("mlm", "masked-token").replace("_", " ")
+    what = (
+        name.removeprefix("eval_")
+        .replace("mlm", "masked-token")
+        .replace("ltr", "next-token")
+        .replace("_", " ")
+    )
     panel.set(xlabel="step", ylabel=f"held out: {facts.get('score_name', what)}")

@@ -291,7 +291,7 @@ def weights(config: Config, fresh: Any, note: Callable[[str], None]) -> Any:
         value = found.get(name)
         if value is not None and value.shape == leaf.shape:
             return jax.device_put(value, leaf.sharding)
-        if name.startswith(("embeddings/", "layers/")):
+        if name.startswith(("embeddings/", "project/", "layers/", "norm/")):
             there = "missing" if value is None else list(value.shape)
             faults.append(f"{name}: {there} there, {list(leaf.shape)} in this run")
         kept.append(name.split("/")[0])

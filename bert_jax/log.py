@@ -271,15 +271,16 @@ def _progress_bar() -> Any:
     )
 
 
+_KINDS = ("mlm", "ltr", "rtd", "nsp", "sop")  # of losses, those of most interest
+
+
 def _describe(metrics: Metrics) -> str:
     """The few metrics worth a glance; the rest are in metrics.jsonl."""
     parts = [
         f"{label} {metrics[name]:.3f}"
         for name, label in (
             ("loss", "loss"),
-            ("mlm_accuracy", "mlm_acc"),
-            ("nsp_accuracy", "nsp_acc"),
-            ("sop_accuracy", "sop_acc"),
+            *((f"{kind}_accuracy", f"{kind}_acc") for kind in _KINDS),
         )
         if name in metrics
     ]

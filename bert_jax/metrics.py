@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bert_jax import chips
-from bert_jax.config import Model
+from bert_jax.config import Model, Objective
 
 
 def add(a: Mapping[str, tuple], b: Mapping[str, tuple]) -> dict[str, tuple]:
@@ -34,7 +34,7 @@ def divide(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
 
 
 def train_flops(
-    model: Model, length: int, masked: int, boundary: bool = False
+    model: Model, length: int, masked: int, objective: Objective | None = None
 ) -> float:
     """Model FLOPs of training on one row: the forward pass three times.
 
@@ -45,18 +45,23 @@ def train_flops(
       model: the sizes.
       length: positions of a row. [tokens]
       masked: positions that the masked-token head works on. [tokens a row]
-      boundary: the span boundary objective predicts them once more.
+      objective: what else is computed: span boundaries predict these once more, and
+        replaced tokens have a generator, which alone has that head.
 
     Returns:
       [FLOP a row].
     """
-    hidden, layers = model.hidden, model.layers
-    embedding = model.embedding or hidden
-    products = layers * (_mixed(model, length) + _forward(model))
-    products += hidden * embedding * (embedding != hidden)
-    head = embedding * model.vocab_size + hidden * embedding
-    head += boundary * (head + 3 * hidden**2)
-    return 6.0 * (length * products + masked * head)
+    hidden, embedding = model.hidden, model.embedding or model.hidden
+    layers = model.layers * (_mixed(model, length) + _forward(model))
+    layers += hidden * embedding * (embedding != hidden)
+    if objective and objective.kind == "rtd":
+        small = model.narrowed(objective.generator_size)
+        generator = train_flops(small, length, masked)
+        return generator + 6.0 * length * (layers + hidden**2 + hidden)
+    head = embedding * (model.vocab_size + hidden)
+    if objective and objective.span_boundary:
+        head += head + 3 * hidden**2
+    return 6.0 * (length * layers + masked * head)
 
 
 def _forward(model: Model) -> float:

@@ -389,9 +389,8 @@ def report(found: Compiled, wanted: Config | None = None) -> dict[str, Any]:
 
 def row_flops(config: Config, length: int) -> float:
     """Model FLOPs of pretraining on one full row of some tokens; see `train_flops`."""
-    objective = config.objective
-    masked = masking.max_masked(objective, length)
-    return metrics.train_flops(config.model, length, masked, objective.span_boundary)
+    masked = masking.max_masked(config.objective, length)
+    return metrics.train_flops(config.model, length, masked, config.objective)
 
 
 def _collectives(found: Compiled) -> tuple[dict[str, dict[str, Any]], float]:

@@ -35,8 +35,12 @@ _COLOURS, _DASHES = 6, 4  # that report.html has
 _NONE = "–"
 _TITLES = {  # of metrics, as held out and in training, in the order of the page
     "mlm_loss": "Masked-token loss [nats]",
+    "ltr_loss": "Next-token loss [nats]",
+    "rtd_loss": "Replaced-token loss [nats]",
     "loss": "Loss",
     "mlm_accuracy": "Masked-token accuracy",
+    "ltr_accuracy": "Next-token accuracy",
+    "rtd_accuracy": "Replaced-token accuracy",
     "accuracy": "Accuracy",
     "entity_f1": "Entity F1",
     "f1": "F1",
@@ -204,7 +208,7 @@ def _run(path: Path, config: dict[str, Any]) -> Run:
     for line in lines:
         if "eval_score" in line:
             line[f"eval_{score}"] = line.pop("eval_score")
-        if "mlm_loss" in line:
+        if "mlm_loss" in line or "ltr_loss" in line:
             line.pop("loss", None)  # the sum with that of the sentence pairs
     return Run(path, config, lines, finished(str(path)), device)
 

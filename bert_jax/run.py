@@ -174,7 +174,7 @@ def task_of(config: Config) -> Task:
     if config.task.kind == "pretrain":
         return pretrain(config.model, config.objective)
     if config.task.kind == "span":
-        return span(config.model)
+        return span(config.model, config.task.lstm_hidden * config.task.lstm)
     return classify(config.model, config.task)
 
 

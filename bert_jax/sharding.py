@@ -18,7 +18,10 @@ from bert_jax.errors import UserError
 
 
 class Rule(NamedTuple):
-    """Logical axes of the parameters whose whole path matches."""
+    """Logical axes of the parameters whose whole path matches.
+
+    A path is that without `generator/`, for a generator has the discriminator's parts.
+    """
 
     pattern: str
     axes: tuple[str | None, ...]
@@ -83,12 +86,14 @@ RULES: tuple[Rule, ...] = (
     Rule(r"(sbo/)?mlm/bias", ("vocab",), optional=True),
     Rule(r"(mlm|sbo|sbo/mlm)/norm/(scale|bias)", (None,), optional=True),
     Rule(
-        r"((sbo/)?mlm/transform|sbo/first|pooler|nsp|head)/kernel",
+        r"((sbo/)?mlm/transform|sbo/first|pooler|nsp|head|rtd/(transform|out))/kernel",
         ("embed", None),
         optional=True,
     ),
     Rule(
-        r"((sbo/)?mlm/transform|sbo/first|pooler|nsp|head)/bias", (None,), optional=True
+        r"((sbo/)?mlm/transform|sbo/first|pooler|nsp|head|rtd/(transform|out))/bias",
+        (None,),
+        optional=True,
     ),
     Rule(r"sbo/offset", (None, "embed"), optional=True),
     Rule(r"distill/(embeddings|layers)/kernel", ("embed", None), optional=True),
@@ -170,7 +175,8 @@ def param_shardings(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
     unused = {rule.pattern for rule in RULES if not rule.optional}
 
     def one(name: str, leaf: Any) -> NamedSharding:
-        rule = next((r for r in RULES if re.fullmatch(r.pattern, name)), None)
+        own = name.removeprefix("generator/")
+        rule = next((r for r in RULES if re.fullmatch(r.pattern, own)), None)
         if rule is None:
             faults.append(f"{name} {leaf.shape}: no rule in bert_jax/sharding.py RULES")
             return NamedSharding(mesh, PartitionSpec())

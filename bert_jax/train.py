@@ -390,8 +390,8 @@ class _Meter:
         counts = np.array([self._tokens.popleft() for _ in range(steps)])
         useful, padded = (counts.sum(0) * self._hosts).tolist()
         length = batches.phase.length
-        boundary = config.objective.span_boundary
-        row = metrics.train_flops(config.model, length, batches.masked, boundary)
+        masked, objective = batches.masked, config.objective
+        row = metrics.train_flops(config.model, length, masked, objective)
         flops = row * useful / length / seconds
         rates = {
             "useful_tokens_per_second": useful / seconds,

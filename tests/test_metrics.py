@@ -2,6 +2,7 @@
 
 import pytest
 
+from bert_jax.config import Objective
 from bert_jax.config.presets import model
 from bert_jax.metrics import device_peak, train_flops
 
@@ -22,7 +23,9 @@ def test_flops_a_token(size, length, masked, expected):
 def test_the_span_boundary_head_costs_more_than_the_other():
     sizes = model("base")
     hidden, vocabulary = 768, 30_522
-    more = train_flops(sizes, 128, 19, True) - train_flops(sizes, 128, 19)
+    more = train_flops(sizes, 128, 19, Objective(span_boundary=True)) - train_flops(
+        sizes, 128, 19
+    )
     head = 3 * hidden * hidden + hidden * hidden + hidden * vocabulary
     assert more == pytest.approx(3 * 2 * 19 * head)
 

@@ -244,6 +244,8 @@ def _batch(config: Config, store: str, phase: int) -> dict[str, np.ndarray]:
     )
     ones = np.ones(size, np.int32)
     place = np.argsort(rng.random(size), axis=1)[:, :masked].astype(np.int32)
+    if config.objective.kind == "ltr":
+        place = np.sort(place, axis=1)
     pairs = (shape.batch, shape.max_packed)
     first = np.zeros(pairs, np.float32)
     first[:, 0] = 1

@@ -56,7 +56,14 @@ def _fill(
     batch = _batch(tokenizer, text, config)
     config = fit_vocabulary(config, vocabulary.size)
     # Masked tokens alone: a model that has no other head can fill in, too.
-    task = pretrain(config.model, Objective(pair="none"))
+    kind, size = config.objective.kind, config.objective.generator_size
+    if kind == "ltr":
+        raise UserError(
+            f"{workdir}: was trained with config.objective.kind=ltr, to predict next "
+            "tokens; fill needs a model of masked ones"
+        )
+    alone = Objective(pair="none", kind=kind, generator_size=size)
+    task = pretrain(config.model, alone)
     mesh = sharding.make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
     _, params = parameters(workdir, task.init, mesh)
     logits = jax.jit(task.predict)(params, batch)["mlm_logits"][0]
@@ -95,4 +102,6 @@ def _batch(
         "position": np.arange(row.shape[1], dtype=np.int32)[None],
         "example": np.ones_like(row),
         "mlm_position": place,
+        "mlm_label": np.full_like(place, vocabulary.mask),
+        "mlm_weight": np.ones(place.shape, np.float32),
     }

@@ -50,6 +50,10 @@ def main(argv: Sequence[str]) -> int:
     rows = [
         ("masked tokens", "eval_mlm_loss", "unigram_loss", "nats, by frequency alone"),
         ("", "eval_mlm_accuracy", None, "right"),
+        ("next tokens", "eval_ltr_loss", "unigram_loss", "nats, by frequency alone"),
+        ("", "eval_ltr_accuracy", None, "right"),
+        ("replaced ones", "eval_rtd_loss", None, ""),
+        ("", "eval_rtd_accuracy", None, "right"),
         ("next sentence", "eval_nsp_accuracy", "eval_nsp_majority", "by guessing"),
         ("sentence order", "eval_sop_accuracy", "eval_sop_majority", "by guessing"),
     ]
@@ -57,5 +61,6 @@ def main(argv: Sequence[str]) -> int:
         if name in summary:
             against = f"  ({summary[baseline]:.4f} {meaning})" if baseline else ""
             print(f"  {label:14} {name:18} {summary[name]:.4f}{against}")
-    print(f'try: bert-jax fill --workdir={workdir} "a sentence with a [MASK]"')
+    if "eval_mlm_loss" in summary:
+        print(f'try: bert-jax fill --workdir={workdir} "a sentence with a [MASK]"')
     return 0

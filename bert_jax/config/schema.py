@@ -32,6 +32,7 @@ class Tokenizer:
 class Objective:
     """What the model is asked to predict."""
 
+    kind: str = "mlm"  # masked tokens; ltr: next tokens; rtd: replaced ones (ELECTRA)
     pair: str = "nsp"  # nsp (is B next), sop (are A and B in order) or none (A alone)
     input: str = "auto"  # segment_pair, sentence_pair (one sentence each); of pair=none
     # doc_sentences, full_sentences (a row is one example); auto is the first that fits
@@ -42,6 +43,8 @@ class Objective:
     mask_count: str = "unbiased"  # unbiased, or nearest: rounded as in the original
     masking: str = "token"  # in units of a token, whole_word, or span of 1 to 10 words
     span_boundary: bool = False  # masking=span: predict also from what is beside it
+    generator_size: float = 0.25  # of kind=rtd: its widths over the discriminator's
+    rtd_factor: float = 50.0  # of kind=rtd: times the discriminator's loss
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +68,8 @@ class TaskSettings:
     max_answer: int = 30  # [tokens] of the longest answer (span)
     score: str = ""  # of the dev set, to choose the best step; "" is the kind's own
     features: str = ""  # of the frozen encoder, for an LSTM (tag); "" tunes it
-    lstm_hidden: int = 768  # [features] of each direction of its two layers
+    lstm: bool = False  # one between encoder and head, tuned with both
+    lstm_hidden: int = 768  # [features] of each direction of an LSTM's two layers
     epochs: float = 3.0  # [passes over train_file]; decides config.steps
 
 
@@ -100,6 +104,19 @@ class Model:
     attention: str = "auto"  # auto, xla, cudnn or splash
     scan: bool = True  # one compiled layer in a loop, or all layers unrolled
     remat: str = "none"  # none, full, or dots: keep matrix products, redo the rest
+
+    def narrowed(self, share: float) -> "Model":
+        """The same with less hidden features, heads and feed-forward features.
+
+        The embeddings keep their width, so that both can share them.
+        """
+        return dataclasses.replace(
+            self,
+            embedding=self.embedding or self.hidden,
+            hidden=round(self.hidden * share),
+            heads=max(1, round(self.heads * share)),
+            mlp=round(self.mlp * share),
+        )
 
 
 @dataclasses.dataclass(frozen=True)

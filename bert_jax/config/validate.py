@@ -29,6 +29,7 @@ _CHOICES = {
         "concat_last_4",
         "sum_all",
     ),
+    "objective.kind": ("mlm", "ltr", "rtd"),
     "objective.pair": ("nsp", "sop", "none"),
     "objective.masking": ("token", "whole_word", "span"),
     "objective.mask_count": ("unbiased", "nearest"),
@@ -52,7 +53,7 @@ _POSITIVE = (
     "model.positions model.norm_epsilon model.init_std model.rope_base "
     "model.global_every distill.temperature "
     "optim.peak_rate optim.epsilon optim.layer_decay task.epochs task.doc_stride "
-    "task.max_answer task.lstm_hidden"
+    "task.max_answer task.lstm_hidden objective.rtd_factor"
 ).split()
 _NOT_NEGATIVE = (
     "keep_best hang_after patience data.num_workers optim.end_rate optim.weight_decay "
@@ -148,6 +149,7 @@ def _objective_problems(config: Config) -> list[str]:
         )
     if objective.span_boundary and objective.masking != "span":
         remedies["objective.span_boundary"] = "needs config.objective.masking=span"
+    remedies |= _kind_problems(config)
     shares = objective.mask_token_share, objective.random_token_share
     for name, share in zip(("mask", "random"), shares, strict=True):
         if not 0 <= share <= 1:
@@ -159,10 +161,44 @@ def _objective_problems(config: Config) -> list[str]:
     return _faults(config, remedies)
 
 
+def _kind_problems(config: Config) -> dict[str, str]:
+    """What masked, next and replaced tokens ask of the rest."""
+    objective, model, remedies = config.objective, config.model, {}
+    causal = model.mixer == "causal_attention"
+    if config.task.kind != "pretrain":
+        return remedies
+    if objective.kind == "ltr" and not causal:
+        path = "objective.kind"
+        remedies[path] = "next tokens need config.model.mixer=causal_attention"
+    elif causal and objective.kind != "ltr":
+        path = "model.mixer"
+        remedies[path] = "sees no token to the right: needs config.objective.kind=ltr"
+    if objective.kind != "mlm" and objective.pair != "none":
+        path = "objective.pair"
+        remedies[path] = f"must be none with config.objective.kind={objective.kind}"
+    if objective.kind == "ltr" and objective.masking != "token":
+        remedies["objective.masking"] = "config.objective.kind=ltr masks nothing"
+    if objective.kind == "rtd":
+        small = model.narrowed(objective.generator_size)
+        if not 0 < objective.generator_size <= 1 or min(small.hidden, small.mlp) < 1:
+            path = "objective.generator_size"
+            remedies[path] = "must be above 0 and at most 1, and leave a feature"
+        elif small.hidden % small.heads:
+            path = "objective.generator_size"
+            remedies[path] = f"gives {small.heads} heads, {small.hidden} features"
+        if objective.span_boundary:
+            remedies["objective.span_boundary"] = "needs config.objective.kind=mlm"
+    return remedies
+
+
 def _tuning_problems(config: Config) -> list[str]:
     remedies = {}
     if config.task.features and config.task.kind != "tag":
         remedies["task.features"] = "needs config.task.kind=tag"
+    if config.task.lstm and (
+        config.task.features or config.task.kind in ("pretrain", "encoder")
+    ):
+        remedies["task.lstm"] = "is for fine-tuning; task.features brings its own"
     if not 0 <= config.task.null_windows <= 1:
         remedies["task.null_windows"] = "must lie between 0 and 1"
     try:

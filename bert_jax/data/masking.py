@@ -38,6 +38,8 @@ class Words(NamedTuple):
 
 def max_masked(objective: Objective, length: int) -> int:
     """P, the most tokens of a row that are predicted."""
+    if objective.kind == "ltr":
+        return length
     return max(1, math.ceil(objective.mask_rate * length - 1e-9))
 
 
@@ -49,6 +51,9 @@ def mask(
     key: hashing.Bits,
 ) -> Batch:
     """Chooses and hides tokens; special tokens and padding are never chosen.
+
+    Of `ltr` nothing is hidden: each token of an example is to be predicted but the
+    first, at the place before it.
 
     Args:
       batch: arrays of `examples.build`; `token` is changed in place.
@@ -64,6 +69,8 @@ def mask(
       and `sbo_offset`, its own place in the span from 0.
     """
     length = batch["token"].shape[1]
+    if objective.kind == "ltr":
+        return batch | _next(batch["token"], batch["example"])
     most = max_masked(objective, length)
     quota = np.minimum(_quota(layout.size, objective, key), layout.free)
     bound = np.minimum(np.cumsum(quota, 1), most)
@@ -85,6 +92,18 @@ def mask(
     if objective.span_boundary:
         batch |= _boundary(place, unit, used)
     return _hide(batch, vocabulary, objective, key, place, unit, used)
+
+
+def _next(token: NDArray[np.int32], example: NDArray[np.int32]) -> Batch:
+    following = np.zeros_like(example)
+    following[:, :-1] = example[:, 1:]
+    used = (following == example) & (example > 0)
+    place = np.broadcast_to(np.arange(token.shape[1], dtype=np.int32), token.shape)
+    return {
+        "mlm_position": np.ascontiguousarray(place),
+        "mlm_label": np.where(used, np.roll(token, -1, 1), 0),
+        "mlm_weight": used.astype(np.float32),
+    }
 
 
 def _quota(

@@ -26,6 +26,7 @@ from bert_jax.model.layers import (
     matmul_dtype,
     turned,
 )
+from bert_jax.model.lstm import BiLSTM
 
 Batch = dict[str, Any]  # of arrays; see the data pipeline
 _OFFSETS = 200  # [tokens] of a span that are told apart
@@ -40,6 +41,8 @@ class Bert(nn.Module):
     Attributes:
       config: the model's sizes and numerics.
       classes: of the head of a fine-tuned model.
+      units: of each direction of an LSTM that the head reads; 0 is none.
+      shared: embeddings of another model to use, of the same config but for widths.
       keep: `hidden`, what `hidden_states` gives, or `scores`, what `traces` gives;
         costs memory.
 
@@ -48,12 +51,14 @@ class Bert(nn.Module):
 
     config: Model
     classes: int = 0
+    units: int = 0
     keep: str = ""
+    shared: Embeddings | None = None
 
     def setup(self) -> None:
         """Declares the parameters and parts."""
         config = self.config
-        self.embeddings = Embeddings(config)
+        self.embeddings = self.shared or Embeddings(config)
         if config.embedding not in (0, config.hidden):
             self.project = Dense(config, (config.hidden,))
         self.layers = stack(config, self.keep)
@@ -63,6 +68,8 @@ class Bert(nn.Module):
         self.mlm = MaskedHead(config)
         self.sbo = BoundaryHead(config)
         self.nsp = Dense(config, (2,))
+        if self.units:
+            self.lstm = BiLSTM(self.units, layers=2)
         self.head = Dense(config, (self.classes,))
 
     def encode(
@@ -137,10 +144,18 @@ class Bert(nn.Module):
         return x, y if config.norm == "post" else self.norm(y), kept
 
     def pool(
-        self, hidden: Float[Array, "B L D"], position: Int32[Array, "B K"]
+        self, hidden: Float[Array, "B L _"], batch: Batch
     ) -> Float[Array, "B K D"]:
-        """A summary of each packed example from its first token, [CLS]."""
-        return jnp.tanh(self.pooler(gather(hidden, position)))
+        """A summary of each packed example from its first token, [CLS].
+
+        Of a causal model it is from the last, the only one that has seen all.
+        """
+        place = jnp.asarray(batch["nsp_position"])
+        if self.config.mixer == "causal_attention":
+            example = jnp.asarray(batch["example"])
+            own = jnp.take_along_axis(example, place, axis=1)
+            place += (example[:, None] == own[:, :, None]).sum(-1) - 1
+        return jnp.tanh(self.pooler(gather(hidden, place)))
 
     def pretrain(self, batch: Batch, rng: jax.Array | None = None) -> Batch:
         """Logits of all objectives that the batch has the places of.
@@ -165,7 +180,7 @@ class Bert(nn.Module):
                 left, right, batch["sbo_offset"], self.embeddings.token
             )
         if "nsp_position" in batch:
-            pair = self.nsp(self.pool(hidden, batch["nsp_position"]))
+            pair = self.nsp(self.pool(hidden, batch))
             logits["nsp_logits"] = pair.astype(jnp.float32)
         return logits
 
@@ -176,15 +191,19 @@ class Bert(nn.Module):
 
         Devlin et al. 2019, section 4.1: a dropout, then one layer, on the summary.
         """
-        pooled = self.pool(self.encode(batch, rng), jnp.asarray(batch["nsp_position"]))
-        return self._classes(pooled, rng)
+        return self._classes(self.pool(self._tuned(batch, rng), batch), rng)
 
     def tag(self, batch: Batch, rng: jax.Array | None = None) -> Float[Array, "B L C"]:
         """float32 logits of the head for each token, of answer spans too.
 
         Devlin et al. 2019, sections 4.2 and 5.3.
         """
-        return self._classes(self.encode(batch, rng), rng)
+        return self._classes(self._tuned(batch, rng), rng)
+
+    def _tuned(self, batch: Batch, rng: jax.Array | None) -> Any:
+        """What the head of a fine-tuned model reads; table 5 of Devlin et al. 2019."""
+        x = self.encode(batch, rng)
+        return self.lstm(x, jnp.asarray(batch["example"])) if self.units else x
 
     def _classes(self, x: Float[Array, "B _ D"], rng: jax.Array | None) -> Any:
         if rng is not None:

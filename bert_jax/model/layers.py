@@ -259,7 +259,18 @@ _dropout.defvjp(_dropout_forward, _dropout_backward)
 
 
 def keep(words: Words, shape: tuple[int, ...], rate: float) -> Bool[Array, "..."]:
-    """A random mask of `shape`, True with probability 1 - rate.
+    """A random mask of `shape`, True with probability 1 - rate."""
+    return _bits(words, shape) >= jnp.uint32(round(rate * 2**32))
+
+
+def gumbel(words: Words, shape: tuple[int, ...]) -> Float[Array, "..."]:
+    """float32 noise from the standard Gumbel distribution, by element as `keep`."""
+    uniform = ((_bits(words, shape) >> 8).astype(jnp.float32) + 0.5) * 2.0**-24
+    return -jnp.log(-jnp.log(uniform))
+
+
+def _bits(words: Words, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+    """Random bits of each element, from its index alone.
 
     JAX's counter-based generators cost more than BERT's matrix products on some
     backends; an integer hash of the element's index is a few fused operations.
@@ -272,4 +283,4 @@ def keep(words: Words, shape: tuple[int, ...], rate: float) -> Bool[Array, "..."
     bits = index ^ words[0]
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) ^ words[1]
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
-    return bits ^ (bits >> 16) >= jnp.uint32(round(rate * 2**32))
+    return bits ^ (bits >> 16)

@@ -7,7 +7,6 @@ from jaxtyping import Array, Float
 
 from bert_jax.model.bert import Batch, Bert
 from bert_jax.model.layers import dropout
-from bert_jax.model.lstm import BiLSTM
 
 _STATES = {  # of the encoder; the embeddings are the first
     "embeddings": 0,
@@ -38,7 +37,6 @@ class FeatureTagger(Bert):
         """Declares the parameters and parts."""
         super().setup()
         self.mix = Mix()
-        self.lstm = BiLSTM(self.units, layers=2)
 
     def tag(self, batch: Batch, rng: jax.Array | None = None) -> Float[Array, "B L C"]:
         """float32 logits of the head for each token."""

@@ -33,9 +33,10 @@ def classify(model: Model, settings: TaskSettings) -> Task:
     method = "tag" if settings.kind == "tag" else "classify"
     numbers = settings.kind in ("regress", "choice")
     classes = 1 if numbers else len(settings.labels)
-    bert: Any = Bert(model, classes)
+    units = settings.lstm_hidden
+    bert: Any = Bert(model, classes, units * settings.lstm)
     if settings.features:
-        kind, units = settings.features, settings.lstm_hidden
+        kind = settings.features
         bert = FeatureTagger(model, classes, features=kind, units=units)
 
     def init(rng: jax.Array) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def classify(model: Model, settings: TaskSettings) -> Task:
 
 def untrained(settings: TaskSettings) -> str:
     """A regex of the paths of the parameters that a task does not train, or ""."""
-    return "^(embeddings|layers)/" if settings.features else ""
+    return "^(embeddings|project|layers|norm)/" if settings.features else ""
 
 
 def _choose(

@@ -1,4 +1,4 @@
-"""Pretraining: masked tokens and, where asked for, pairs and span boundaries."""
+"""Pretraining: masked, next or replaced tokens, pairs and span boundaries."""
 
 from typing import Any
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from bert_jax.config import Model, Objective
 from bert_jax.losses import cross_entropy
 from bert_jax.model import Batch, Bert
+from bert_jax.model.electra import Electra
 from bert_jax.tasks import Pairs, Parts, Task, ratios
 
 
@@ -16,18 +17,23 @@ def pretrain(model: Model, objective: Objective) -> Task:
 
     Args:
       model: sizes and numerics.
-      objective: `pair` adds next sentence or sentence order prediction to masked
-        tokens, `span_boundary` a second prediction of these.
+      objective: its `kind` decides between masked, next and replaced tokens; `pair`
+        adds next sentence or sentence order prediction to masked tokens,
+        `span_boundary` a second prediction of these.
 
     Returns:
       A Task with the pairs `mlm_loss mlm_accuracy`, the same of `nsp` or `sop` by the
       name of the pair, and of `sbo`; `predict` gives `mlm_logits sbo_logits` float32
-      [B, P, V] over the real vocabulary and `nsp_logits` float32 [B, K, 2].
+      [B, P, V] over the real vocabulary and `nsp_logits` float32 [B, K, 2]. Next
+      tokens have the pairs `ltr_loss ltr_accuracy` in place of those of `mlm`;
+      replaced ones add `rtd`, and `rtd_logits` float32 [B, L, 2].
 
     Devlin et al. 2019, section 3.1: the loss is the sum of the means; so it is in
-    Joshi et al. 2020, section 3.2, and Lan et al. 2020, section 3.1.
+    Joshi et al. 2020, section 3.2, and Lan et al. 2020, section 3.1. The last of Clark
+    et al. 2020, section 2, is weighted.
     """
-    heads = {"mlm": ("mlm", "mlm")}  # of each loss: the logits and the labels
+    token = "ltr" if objective.kind == "ltr" else "mlm"
+    heads = {token: ("mlm", "mlm")}  # of each loss: the logits and the labels
     places = ["mlm_position"]
     if objective.pair != "none":
         heads[objective.pair] = "nsp", "nsp"
@@ -36,6 +42,10 @@ def pretrain(model: Model, objective: Objective) -> Task:
         heads["sbo"] = "sbo", "mlm"
         places += ["sbo_left", "sbo_right", "sbo_offset"]
     bert: Any = Bert(model)
+    if objective.kind == "rtd":
+        bert = Electra(model, generator_size=objective.generator_size)
+        heads["rtd"] = "rtd", "rtd"
+        places += ["mlm_label", "mlm_weight"]
 
     def init(rng: jax.Array) -> dict[str, Any]:
         keys = ["token", "segment", "position", "example", *places]
@@ -43,18 +53,21 @@ def pretrain(model: Model, objective: Objective) -> Task:
         return bert.init(rng, batch, method="pretrain")["params"]
 
     def choices(outputs: Batch, batch: Batch) -> Pairs:
+        # What is a replaced token depends on what the generator drew.
+        whole = {**batch, **outputs}
         return {
             f"{name}_loss": (
-                outputs[f"{head}_logits"],
-                jnp.asarray(batch[f"{labels}_weight"]),
+                whole[f"{head}_logits"],
+                jnp.asarray(whole[f"{labels}_weight"]),
             )
             for name, (head, labels) in heads.items()
         }
 
     def pairs(outputs: Batch, batch: Batch) -> Pairs:
         places, found = choices(outputs, batch), {}
+        whole = {**batch, **outputs}
         for name, (_, labels) in heads.items():
-            label = jnp.asarray(batch[f"{labels}_label"])
+            label = jnp.asarray(whole[f"{labels}_label"])
             scores, weight = places[f"{name}_loss"]
             entropy, right = cross_entropy(scores, label, weight)
             found |= {f"{name}_loss": entropy, f"{name}_accuracy": right}
@@ -62,11 +75,23 @@ def pretrain(model: Model, objective: Objective) -> Task:
 
     def predict(params: dict[str, Any], batch: Batch) -> Batch:
         outputs = bert.apply({"params": params}, batch, method="pretrain")
+        size = {"nsp_logits": 2, "rtd_logits": 2}
         return {
-            name: array if name == "nsp_logits" else array[:, :, : model.vocab_size]
+            name: array[:, :, : size.get(name, model.vocab_size)]
             for name, array in outputs.items()
+            if name.endswith("_logits")
         }
 
     terms = tuple(f"{name}_loss" for name in heads)
     parts = Parts(bert, "pretrain", pairs, choices)
-    return Task(init, parts.loss, terms, predict, ratios, parts=parts)
+    best = "rtd" if objective.kind == "rtd" else token
+    return Task(
+        init,
+        parts.loss,
+        terms,
+        predict,
+        ratios,
+        best=f"eval_{best}_loss",
+        parts=parts,
+        factors={"rtd_loss": objective.rtd_factor},
+    )

@@ -11,11 +11,12 @@ from bert_jax.model import Batch, Bert
 from bert_jax.tasks import Pairs, Parts, Task, ratios
 
 
-def span(model: Model) -> Task:
+def span(model: Model, units: int = 0) -> Task:
     """The task of finding an answer's first and last token.
 
     Args:
       model: sizes and numerics.
+      units: of each direction of an LSTM that the head reads; 0 is none.
 
     Returns:
       A Task with the pairs `loss`, the mean of both ends, and `accuracy`, both ends
@@ -25,7 +26,7 @@ def span(model: Model) -> Task:
 
     Devlin et al. 2019, sections 4.2 and 4.3.
     """
-    bert: Any = Bert(model, classes=2)
+    bert: Any = Bert(model, classes=2, units=units)
 
     def init(rng: jax.Array) -> dict[str, Any]:
         keys = ("token", "segment", "position", "example")

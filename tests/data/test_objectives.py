@@ -15,10 +15,10 @@ from tests.data.synthetic import SPECIALS, random_store, store
 
 SPANS = Objective(masking="span", span_boundary=True)
 SETTINGS = [
-    Objective("sop"),
-    Objective("sop", "sentence_pair"),
-    Objective("nsp", "sentence_pair"),
-    Objective("none", "full_sentences"),
+    Objective("mlm", "sop"),
+    Objective("mlm", "sop", "sentence_pair"),
+    Objective("mlm", "nsp", "sentence_pair"),
+    Objective("mlm", "none", "full_sentences"),
     SPANS,
 ]
 SOURCE = random_store(60_000)
@@ -43,6 +43,25 @@ def _masked(batch):
     rows, slots = np.nonzero(batch["mlm_weight"])
     places = batch["mlm_position"][rows, slots]
     return rows, slots, places, batch["token"][rows, places]
+
+
+@pytest.mark.parametrize("input", ["doc_sentences", "full_sentences"])
+def test_next_tokens(input):
+    """Each token of an example but the first, at the place before; nothing hidden."""
+    plain = _batches(SOURCE, Objective("mlm", "none", input=input)).batch(2)
+    batch = _batches(SOURCE, Objective("ltr", "none", input=input)).batch(2)
+    shown = plain["token"].copy()
+    rows, slots = np.nonzero(plain["mlm_weight"])
+    shown[rows, plain["mlm_position"][rows, slots]] = plain["mlm_label"][rows, slots]
+    np.testing.assert_array_equal(batch["token"], shown)
+    for row in range(8):
+        example, wanted = batch["example"][row], {}
+        for place in range(63):
+            if example[place] and example[place] == example[place + 1]:
+                wanted[place] = shown[row, place + 1]
+        used = batch["mlm_weight"][row] > 0
+        places, labels = (batch[f"mlm_{n}"][row][used] for n in ("position", "label"))
+        assert dict(zip(places.tolist(), labels.tolist(), strict=True)) == wanted
 
 
 @pytest.mark.parametrize("objective", SETTINGS)
@@ -85,7 +104,7 @@ def test_epochs_and_seeds_differ(objective):
 
 @pytest.mark.parametrize("form", ["segment_pair", "sentence_pair"])
 def test_swapped_pairs_are_half_of_all(form):
-    pairs = _every_example(SOURCE, Objective("sop", form), length=256)
+    pairs = _every_example(SOURCE, Objective("mlm", "sop", form), length=256)
     pairs = pairs.take(pairs.second_length > 0)
     ends = pairs.first + pairs.first_length, pairs.second + pairs.second_length
     np.testing.assert_array_equal(pairs.wrong, pairs.second < pairs.first)
@@ -97,7 +116,7 @@ def test_swapped_pairs_are_half_of_all(form):
 
 def test_lengths_do_not_tell_the_order():
     source = store([[60] * 2] * 100)  # of 45 tokens one side gets the odd one
-    pairs = _every_example(source, Objective("sop"), length=48)
+    pairs = _every_example(source, Objective("mlm", "sop"), length=48)
     for swapped in (True, False):
         of_these = pairs.take(pairs.wrong == swapped)
         lengths = of_these.first_length, of_these.second_length
@@ -107,14 +126,14 @@ def test_lengths_do_not_tell_the_order():
 @pytest.mark.parametrize("form", ["segment_pair", "sentence_pair"])
 def test_a_last_sentence_is_paired_with_the_one_before(form):
     source = store([[30] * 3] * 20)
-    pairs = _every_example(source, Objective("sop", form, 0.0), length=63)
+    pairs = _every_example(source, Objective("mlm", "sop", form, 0.0), length=63)
     low = np.minimum(pairs.first, pairs.second)
     assert sorted(low // 30 % 3) == [0] * 20 + [1] * 20
     assert (pairs.first_length == 30).all() and (pairs.second_length == 30).all()
 
 
 def test_a_document_of_one_sentence_has_no_order():
-    batch = _batches(store([[20]] * 50), Objective("sop")).batch(0)
+    batch = _batches(store([[20]] * 50), Objective("mlm", "sop")).batch(0)
     assert batch["nsp_weight"].sum() == 0 and batch["nsp_label"].sum() == 0
     assert batch["mlm_weight"].sum() > 0 and batch["segment"].sum() == 0
     ends = (batch["token"] == SOURCE.vocabulary.sep).sum(1)
@@ -123,7 +142,7 @@ def test_a_document_of_one_sentence_has_no_order():
 
 
 def test_pairs_of_sentences_cover_the_corpus_and_half_are_random():
-    pairs = _every_example(SOURCE, Objective("nsp", "sentence_pair"), length=512)
+    pairs = _every_example(SOURCE, Objective("mlm", "nsp", "sentence_pair"), length=512)
     sides = (pairs.first, pairs.first_length), (pairs.second, pairs.second_length)
     for first, size in sides:
         begin, end = np.searchsorted(SOURCE.sentences, (first, first + size))
@@ -148,7 +167,7 @@ def test_pairs_of_sentences_cover_the_corpus_and_half_are_random():
 def test_pairs_of_sentences_are_planned_in_smaller_chapters(monkeypatch):
     monkeypatch.setattr("bert_jax.data.plan.CHAPTER_TOKENS", 30_000)
     plans = [
-        _batches(SOURCE, Objective("nsp", form)).plan
+        _batches(SOURCE, Objective("mlm", "nsp", form)).plan
         for form in ("auto", "sentence_pair")
     ]
     several = [plan.epoch_rows // plan.rows_per_chapter for plan in plans]
@@ -157,7 +176,9 @@ def test_pairs_of_sentences_are_planned_in_smaller_chapters(monkeypatch):
 
 def test_the_order_has_a_majority_of_its_own():
     data = Data(eval_share=0.5, eval_rows=64)
-    config = Config(data=data, objective=Objective("sop"), phases=(Phase(length=64),))
+    config = Config(
+        data=data, objective=Objective("mlm", "sop"), phases=(Phase(length=64),)
+    )
     facts = held_out(SOURCE, config, 0).facts
     assert 0.5 <= facts["eval_sop_majority"] < 0.7
     assert "eval_nsp_majority" not in facts

@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bert_jax import config, labelled, optim, sharding, step, tree
+from bert_jax import config, labelled, optim, run, sharding, step, tree
 from bert_jax.errors import UserError
 from bert_jax.model.tagger import FeatureTagger
 from bert_jax.tasks.classify import classify, untrained
-from tests.model.batches import packed, variant
+from tests.model.batches import SMALL, packed, variant
 
 MODEL = variant(layers=5, scan=True, hidden=16, positions=16)
 KINDS = ["concat_last_4"] + [
@@ -130,3 +130,23 @@ def test_four_layers_are_needed_for_the_last_four():
     asked = config.Config(task=task, model=variant(layers=3))
     with pytest.raises(UserError, match="needs 4 layers, and the model has 3"):
         labelled.settle(asked, labelled.Files((), ()))
+
+
+@pytest.mark.parametrize("kind", ["classify", "span"])
+def test_an_lstm_between_encoder_and_head(kind):
+    """The head reads it alone, and the encoder learns through it."""
+    labels = ("a", "b", "c") if kind == "classify" else ()
+    settings = config.TaskSettings(kind=kind, labels=labels, lstm=True, lstm_hidden=5)
+    task = run.task_of(config.Config(model=SMALL, task=settings))
+    arrays = packed([7, 5, 3]) | {"weight": np.ones((5, 3), np.float32)}
+    arrays["label"] = np.ones((5, 3) + (2,) * (kind == "span"), np.int32)
+    params = jax.jit(task.init)(jax.random.key(0))
+    assert params["lstm"]["layer_1"]["input"].shape == (10, 2, 4, 5)
+    head = params["pooler" if kind == "classify" else "head"]["kernel"]
+    assert head.shape[0] == 10
+
+    def loss(params):
+        return task.loss(params, arrays, None)["loss"][0]
+
+    gradient = jax.jit(jax.grad(loss))(params)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient["layers"]["mlp"]))
