@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import os
-import re
 import shlex
 import signal
 import subprocess
@@ -38,8 +37,8 @@ from bert_jax.initial import adopt, inherit
 from bert_jax.run import claim, finished, settle, store_directory
 
 _TICK = 0.1  # [s] between two looks at the runs
-_MASKED = "eval_mlm_loss"  # the score of pretraining, if it masks tokens
-_LOSS = re.compile("eval_.*_loss")  # should be low
+# Of pretraining, should be low; the first that there is counts.
+_LOSSES = ("eval_rtd_loss", "eval_mlm_loss", "eval_ltr_loss")
 
 
 class Runs(NamedTuple):
@@ -356,8 +355,7 @@ def read(trial: Trial, runs: Runs) -> list[dict[str, Any]]:
 def _score(directory: Path) -> dict[str, Any] | None:
     """What a finished run achieved; None if it is not finished."""
     summary = finished(str(directory)) or {}
-    losses = [name for name in summary if _LOSS.fullmatch(name)]
-    metric = next((m for m in ("score", _MASKED, *losses) if m in summary), None)
+    metric = next((name for name in ("score", *_LOSSES) if name in summary), None)
     if metric is None or summary[metric] is None:
         return None
     return {
@@ -420,7 +418,7 @@ def _statistics(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _upward(metric: str, value: float) -> float:
-    return -value if _LOSS.fullmatch(metric) else value
+    return -value if metric in _LOSSES else value
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -450,9 +448,9 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _title(rows: Sequence[Mapping[str, Any]]) -> str:
-    metric = ", ".join(dict.fromkeys(row["metric"] for row in rows if row["n"]))
-    lower = " (lower is better)" if _LOSS.fullmatch(metric) else ""
-    return f"{metric or 'score'}{lower}"
+    metrics = dict.fromkeys(row["metric"] for row in rows if row["n"])
+    lower = " (lower is better)" if metrics and metrics.keys() <= set(_LOSSES) else ""
+    return f"{', '.join(metrics) or 'score'}{lower}"
 
 
 def _mean(row: Mapping[str, Any]) -> str:
