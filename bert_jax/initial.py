@@ -103,6 +103,13 @@ def take(
         kind, path, lowercase = settings.kind, settings.path, settings.lowercase
         own = Tokenizer(kind=kind, path=path, lowercase=lowercase)
         config = dataclasses.replace(config, tokenizer=own)
+    return inherit(config, model, names)
+
+
+def inherit(
+    config: Config, model: Model, names: Iterable[str] = WEIGHTS_DECIDE
+) -> Config:
+    """The config with some sizes of a model; with all that its weights decide."""
     sizes = {name: getattr(model, name) for name in names}
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **sizes))
 

@@ -87,15 +87,21 @@ def store_directory(config: Config, workdir: str) -> str:
     return config.data.store or str(remote.where(workdir, remote.STORE))
 
 
-def settle(config: Config) -> tuple[Config, labelled.Files | None]:
+def settle(
+    config: Config, read: Callable[..., labelled.Files] = labelled.read
+) -> tuple[Config, labelled.Files | None]:
     """What labelled files decide of a run, before it begins, and the files.
+
+    Args:
+      config: of the run.
+      read: reads the files that `config.task` names.
 
     Raises:
       UserError: a file is missing or wrong.
     """
     if config.task.kind not in labelled.KINDS:
         return config, None
-    files = labelled.read(config.task)
+    files = read(config.task)
     tokenizer = _tokenizer(config) if config.task.kind == "span" else None
     return labelled.settle(config, files, tokenizer), files
 
