@@ -22,7 +22,7 @@ WEIGHTS_DECIDE = (
     *("vocab_size", "vocab_multiple", "hidden", "layers", "heads", "mlp"),
     *("positions", "segments", "activation", "norm_epsilon", "init_std"),
     *("embedding", "layer_groups", "position", "rope_base", "feed_forward", "norm"),
-    *("mixer", "window", "global_every"),
+    *("mixer", "window", "global_every", "pooler"),
 )
 
 

@@ -44,7 +44,8 @@ def main(argv: Sequence[str]) -> int:
     mesh = sharding.make_mesh(configs.Mesh(1, 1, 1), jax.devices()[:1])
     best = "eval_score" if config.task.score else None
     step, params = parameters(args.workdir, lambda rng: {}, mesh, best)
-    kind, tensors = huggingface.to_tensors(params, config.model, config.task)
+    pad = tokenizer.vocabulary().pad
+    kind, tensors = huggingface.to_tensors(params, config.model, config.task, pad)
     summary = _read(remote.where(workdir, remote.SUMMARY))
     store = store_directory(config, args.workdir)
     manifest = _read(remote.where(store, remote.MANIFEST))

@@ -1,4 +1,4 @@
-"""`bert-jax import`: another program's BERT as a run directory."""
+"""`bert-jax import`: another program's encoder as a run directory."""
 
 import argparse
 import dataclasses
@@ -25,7 +25,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str]) -> int:
     """Reads a model, writes it as a run, prints what it is."""
-    about = "Turn a Hugging Face or original BERT into a run directory."
+    about = "Turn a model of Hugging Face, or an original BERT, into a run directory."
     args = parse(
         argv,
         about,
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> int:
         model=source.model,
         task=source.task,
         tokenizer=dataclasses.replace(source.settings, path=str(workdir / "tokenizer")),
-        objective=configs.Objective(pair="nsp" if "nsp" in source.params else "none"),
+        objective=configs.Objective(pair=source.pair),
         phases=(configs.Phase(length=min(128, positions)),),
     )
     try:
@@ -78,7 +78,7 @@ def main(argv: Sequence[str]) -> int:
         print(json.dumps(result))
         return 0
     print(
-        f"{args.workdir}: BERT of {result['layers']} layers, {result['hidden']} "
+        f"{args.workdir}: {result['layers']} layers, {result['hidden']} "
         f"features, {result['vocabulary']:,} tokens; parts: {', '.join(source.params)}"
     )
     return 0

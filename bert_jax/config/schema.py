@@ -92,6 +92,7 @@ class Model:
     dropout: float = 0.1  # [probability] on embeddings and sublayer outputs
     attention_dropout: float = 0.1  # [probability] on attention probabilities
     activation: str = "gelu_tanh"  # gelu_tanh (the original code) or gelu (erf)
+    pooler: str = "tanh"  # of the summary: tanh, gelu (ELECTRA) or relu (DistilBERT)
     feed_forward: str = "gelu"  # of that activation, or gated: geglu (of it) or swiglu
     norm: str = "post"  # post: after each residual; pre, and rms (RMSNorm): before it
     norm_epsilon: float = 1e-12

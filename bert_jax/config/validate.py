@@ -34,6 +34,7 @@ _CHOICES = {
     "objective.masking": ("token", "whole_word", "span"),
     "objective.mask_count": ("unbiased", "nearest"),
     "model.activation": ("gelu_tanh", "gelu", "silu"),
+    "model.pooler": ("tanh", "gelu", "relu"),
     "model.feed_forward": ("gelu", "geglu", "swiglu"),
     "model.norm": ("post", "pre", "rms"),
     "model.position": ("learned", "sinusoidal", "rope", "none"),

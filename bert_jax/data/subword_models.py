@@ -12,14 +12,21 @@ from numpy.typing import NDArray
 from bert_jax.data.word_cache import WordCache, is_local
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+_OTHERS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # RoBERTa's; ALBERT's in part
 SPACE = "\u2581"  # starts a word in the vocabularies of BPE and Unigram
 
 Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]
 Spans = list[tuple[list[int], list[tuple[int, int]]]]
 
 
+def special_of(tokens: Sequence[str]) -> tuple[str, ...]:
+    """What a vocabulary calls each of `SPECIAL`, "" where it has none."""
+    there, pairs = set(tokens), zip(SPECIAL, _OTHERS, strict=True)
+    return tuple(next((n for n in pair if n in there), "") for pair in pairs)
+
+
 class Subwords:
-    """WordPiece, BPE and byte-level BPE of the `tokenizers` library."""
+    """The tokenizers of the `tokenizers` library: of every family, Unigram too."""
 
     def __init__(self, tokenizer: tokenizers.Tokenizer) -> None:
         tokenizer.no_padding()
@@ -30,6 +37,7 @@ class Subwords:
         self.tokens = [""] * (max(ids.values()) + 1)
         for token, index in ids.items():
             self.tokens[index] = token
+        self.special = special_of(self.tokens)
         self._cache = WordCache(tokenizer) if is_local(tokenizer) else None
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
@@ -65,6 +73,7 @@ class Unigram:
         self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         count = self._processor.get_piece_size()
         self.tokens = [self._processor.id_to_piece(index) for index in range(count)]
+        self.special = special_of(self.tokens)
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """As `TextTokenizer.encode_batch`."""
@@ -81,7 +90,7 @@ class Unigram:
 
     def decode(self, ids: Sequence[int]) -> str:
         """As `TextTokenizer.decode`."""
-        special = {self.tokens.index(name) for name in SPECIAL}
+        special = set(map(self.tokens.index, self.special))
         return self._processor.decode([token for token in ids if token not in special])
 
     def save(self, directory: Path) -> None:
@@ -90,27 +99,66 @@ class Unigram:
         save(as_fast_unigram(self._model, self.tokens), self.tokens, directory)
 
 
-def as_fast_unigram(model: bytes, tokens: list[str]) -> tokenizers.Tokenizer:
-    """The same Unigram model for the `tokenizers` library, for other programs."""
+def as_fast_unigram(
+    model: bytes, tokens: list[str], before: Sequence[Any] = ()
+) -> tokenizers.Tokenizer:
+    """The same Unigram model for the `tokenizers` library, for other programs.
+
+    Args:
+      model: of sentencepiece.
+      tokens: its vocabulary.
+      before: normalizers of the text that it is given.
+    """
     from sentencepiece import sentencepiece_model_pb2
 
     messages: Any = sentencepiece_model_pb2  # made at run time
     proto = messages.ModelProto.FromString(model)
     scores = [(piece.piece, piece.score) for piece in proto.pieces]
-    unk = tokens.index("[UNK]")
+    names = special_of(tokens)
+    unk = tokens.index(names[1])
     tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(scores, unk, False))
     normalizers = tokenizers.normalizers
     charsmap = proto.normalizer_spec.precompiled_charsmap
     tokenizer.normalizer = normalizers.Sequence(
         [
-            normalizers.Precompiled(charsmap),
+            *before,
+            *([normalizers.Precompiled(charsmap)] if charsmap else ()),
             normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
             normalizers.Strip(),
         ]
     )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
     tokenizer.decoder = tokenizers.decoders.Metaspace()
-    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_special_tokens(list(names))
+    return tokenizer
+
+
+def albert(model: bytes, lowercase: bool) -> tokenizers.Tokenizer:
+    """A tokenizer from ALBERT's spiece.model: Lan et al. 2020, `tokenization.py`.
+
+    That code changes the text before the model sees it, which the file does not say.
+    """
+    steps = tokenizers.normalizers
+    before = [steps.Replace("``", '"'), steps.Replace("''", '"')]
+    before += [steps.NFKD(), steps.StripAccents()]
+    before += [steps.Lowercase()] if lowercase else []
+    return as_fast_unigram(model, Unigram(model).tokens, before)
+
+
+def byte_bpe(vocabulary: dict[str, int], merges: str) -> tokenizers.Tokenizer:
+    """RoBERTa's tokenizer, from vocab.json and the text of merges.txt.
+
+    Radford et al. 2019, section 2.2; as there, the first word has no space before it.
+    """
+    lines = [line for line in merges.split("\n") if line]
+    lines = lines[1:] if lines[:1] and lines[0].startswith("#version") else lines
+    pairs = [(a, b) for a, _, b in (line.partition(" ") for line in lines)]
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, pairs))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(
+        add_prefix_space=False
+    )
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    tokenizer.add_special_tokens([n for n in special_of(list(vocabulary)) if n])
     return tokenizer
 
 
@@ -120,9 +168,9 @@ def save(tokenizer: tokenizers.Tokenizer, tokens: list[str], directory: Path) ->
     There [MASK] swallows the space before it, which byte-level BPE would otherwise
     make a token of.
     """
-    mask = tokenizers.AddedToken("[MASK]", lstrip=True, special=True)
-    tokenizer.add_special_tokens([mask])
-    cls, sep = "[CLS]", "[SEP]"
+    _, _, cls, sep, mask = special_of(tokens)
+    added = tokenizers.AddedToken(mask, lstrip=True, special=True)
+    tokenizer.add_special_tokens([added])
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
         single=f"{cls} $A {sep}",
         pair=f"{cls} $A {sep} $B:1 {sep}:1",

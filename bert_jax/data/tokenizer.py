@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -22,13 +22,21 @@ from bert_jax.data.subword_models import (
     Encoded,
     Subwords,
     Unigram,
+    albert,
+    byte_bpe,
     flatten,
     read_vocabulary,
     word_piece,
 )
 from bert_jax.errors import UserError
 
-_MODELS = {"wordpiece": "WordPiece", "bpe": "BPE", "byte_bpe": "BPE"}
+# Files of each kind that a directory may hold; the first is taken.
+_FILES = {
+    "wordpiece": ("tokenizer.json", "vocab.txt"),
+    "bpe": ("tokenizer.json",),
+    "byte_bpe": ("tokenizer.json", "vocab.json"),
+    "unigram": ("tokenizer.model", "tokenizer.json", "spiece.model"),
+}
 _BYTE = {  # GPT-2's printable stand-ins: every byte that is not itself, from 256 on
     char: byte
     for byte, char in zip(
@@ -60,6 +68,7 @@ class TextTokenizer:
 
     def __init__(self, backend: Subwords | Unigram, kind: str) -> None:
         self._backend, self.kind = backend, kind
+        self.special = backend.special  # its names of what `SPECIAL` names
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Encodes texts without adding or recognising special tokens.
@@ -99,11 +108,12 @@ class TextTokenizer:
         """Ids of one text; `special` reads [MASK] and its like as the tokens."""
         if not special:
             return self._backend.encode_batch([text])[0].tolist()
-        pattern = "|".join(map(re.escape, SPECIAL))
+        known = dict(zip((*SPECIAL, *self.special), self.special * 2, strict=True))
+        pattern = "|".join(map(re.escape, known))
         ids: list[int] = []
         for piece in re.split(f"({pattern})", text):
-            if piece in SPECIAL:
-                ids.append(self._backend.tokens.index(piece))
+            if piece in known:
+                ids.append(self._backend.tokens.index(known[piece]))
             else:
                 ids += self.encode(piece)
         return ids
@@ -130,7 +140,8 @@ class TextTokenizer:
         tokens = self._backend.tokens
         digest = hashlib.sha256("\0".join(tokens).encode()).hexdigest()
         continues = np.array([_continues(token, self.kind) for token in tokens])
-        pad, unk, cls, sep, mask = map(tokens.index, SPECIAL)
+        pad, unk, cls, sep, mask = ids = [*map(tokens.index, self.special)]
+        continues[ids] = False
         return Vocabulary(len(tokens), pad, unk, cls, sep, mask, continues, digest)
 
 
@@ -152,7 +163,7 @@ def _trim(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def _continues(token: str, kind: str) -> bool:
-    if token in SPECIAL or not token:
+    if not token:
         return False
     if kind == "wordpiece":
         return token.startswith("##") and len(token) > 2
@@ -167,14 +178,15 @@ def load_tokenizer(path: str | Path, settings: config.Tokenizer) -> TextTokenize
     """Loads a tokenizer made here or elsewhere.
 
     Args:
-      path: a tokenizer.json, vocab.txt (one token a line) or sentencepiece .model,
-        or a directory that holds one of them.
-      settings: `kind` must fit the file; `lowercase` is used for a vocab.txt only,
-        since the other formats say it themselves.
+      path: a tokenizer.json, vocab.txt (one token a line), vocab.json (beside a
+        merges.txt) or sentencepiece .model, or a directory that holds one of them.
+      settings: `kind` must fit the file; `lowercase` is used for a vocab.txt and for
+        ALBERT's spiece.model, since the other formats say it themselves.
 
     Raises:
       UserError: no such file, of another kind, unreadable, or without one of the
-        special tokens [PAD] [UNK] [CLS] [SEP] [MASK].
+        special tokens [PAD] [UNK] [CLS] [SEP] [MASK], or RoBERTa's <pad> <unk> <s>
+        </s> <mask> in their places.
     """
     file = _find(Path(path), settings.kind)
     try:
@@ -185,7 +197,8 @@ def load_tokenizer(path: str | Path, settings: config.Tokenizer) -> TextTokenize
         raise UserError(
             f"config.tokenizer.path={path}: cannot read {file} ({error})"
         ) from None
-    missing = [name for name in SPECIAL if name not in backend.tokens]
+    pairs = zip(SPECIAL, backend.special, strict=True)
+    missing = [name for name, own in pairs if not own]
     if missing:
         raise UserError(
             f"config.tokenizer.path={path}: {file} has no special token "
@@ -194,12 +207,37 @@ def load_tokenizer(path: str | Path, settings: config.Tokenizer) -> TextTokenize
     return TextTokenizer(backend, settings.kind)
 
 
+def kind_of(directory: Path) -> str:
+    """The `kind` of a directory's tokenizer; wordpiece where there is none.
+
+    Raises:
+      UserError: a tokenizer.json cannot be read, or is of no known kind.
+    """
+    file = directory / "tokenizer.json"
+    if file.is_file():
+        try:
+            return _kind(json.loads(file.read_text("utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{file}: no tokenizer is read from it ({error})") from None
+    for kind, names in reversed(_FILES.items()):
+        if any((directory / name).is_file() for name in names):
+            return kind
+    return "wordpiece"
+
+
+def _kind(content: dict[str, Any]) -> str:
+    """Of the content of a tokenizer.json."""
+    model = content["model"].get("type", "WordPiece")
+    if model == "BPE":
+        pre = json.dumps(content.get("pre_tokenizer"))
+        return "byte_bpe" if "ByteLevel" in pre else "bpe"
+    return {"WordPiece": "wordpiece", "Unigram": "unigram"}[model]
+
+
 def _find(path: Path, kind: str) -> Path:
-    names = (
-        ["tokenizer.model"] if kind == "unigram" else ["tokenizer.json", "vocab.txt"]
-    )
+    names = _FILES[kind]
     if not path.is_dir():
-        names, found = [path.name], [path] if path.is_file() else []
+        names, found = (path.name,), [path] if path.is_file() else []
     else:
         found = [path / name for name in names if (path / name).is_file()]
     if not found:
@@ -212,20 +250,21 @@ def _find(path: Path, kind: str) -> Path:
 
 def _open(file: Path, settings: config.Tokenizer) -> Subwords | Unigram:
     kind = settings.kind
+    if file.name == "spiece.model" and kind == "unigram":
+        return Subwords(albert(file.read_bytes(), settings.lowercase))
     if file.suffix == ".model" and kind == "unigram":
         return Unigram(file.read_bytes())
     if file.suffix == ".txt" and kind == "wordpiece":
         return Subwords(word_piece(read_vocabulary(file), settings.lowercase))
-    if file.suffix == ".json" and kind in _MODELS:
-        content = json.loads(file.read_text("utf-8"))
-        pre = json.dumps(content.get("pre_tokenizer"))
-        fits = content["model"].get("type", "WordPiece") == _MODELS[kind]
-        if fits and ("ByteLevel" in pre) == (kind == "byte_bpe"):
-            return Subwords(tokenizers.Tokenizer.from_file(str(file)))
+    if file.name == "vocab.json" and kind == "byte_bpe":
+        merges = file.with_name("merges.txt").read_text("utf-8")
+        return Subwords(byte_bpe(json.loads(file.read_text("utf-8")), merges))
+    if file.suffix == ".json" and _kind(json.loads(file.read_text("utf-8"))) == kind:
+        return Subwords(tokenizers.Tokenizer.from_file(str(file)))
     raise UserError(
         f"config.tokenizer.path={file} does not fit config.tokenizer.kind={kind}: "
-        "unigram takes a sentencepiece .model, wordpiece a vocab.txt or "
-        "tokenizer.json, bpe and byte_bpe a tokenizer.json of that kind"
+        "unigram takes a sentencepiece .model, wordpiece a vocab.txt, byte_bpe a "
+        "vocab.json with its merges.txt, and each a tokenizer.json of that kind"
     )
 
 

@@ -10,50 +10,37 @@ import safetensors
 from safetensors.numpy import save_file
 
 from bert_jax.config import Config, Model, TaskSettings
-from bert_jax.data.subword_models import SPECIAL
 from bert_jax.data.tokenizer import TextTokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import names
+from bert_jax.interop.families import BERT, FAMILIES, Class, Family, narrow
 from bert_jax.interop.source import (
     Described,
     Source,
+    lead,
     read_json,
     read_model,
     read_tokenizer,
 )
 
-_ACTIVATIONS = {
-    "gelu": "gelu",
-    "gelu_python": "gelu",
-    "gelu_new": "gelu_tanh",
-    "gelu_pytorch_tanh": "gelu_tanh",
-}
-# Their class -> our task and the parts it needs beside the encoder.
-_CLASSES = {
-    "BertForPreTraining": ("pretrain", ("mlm", "nsp", "pooler")),
-    "BertForMaskedLM": ("pretrain", ("mlm",)),
-    "BertForSequenceClassification": ("classify", ("head", "pooler")),
-    "BertForTokenClassification": ("tag", ("head",)),
-    "BertForQuestionAnswering": ("span", ("head",)),
-    "BertForMultipleChoice": ("choice", ("head", "pooler")),
-    "BertModel": ("encoder", ()),
-}
-_TIED = {  # copies that some versions write beside the tensor itself
-    "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
-    "cls.predictions.decoder.bias": "cls.predictions.bias",
+# Arrays of fixed numbers that some versions save.
+_CONSTANTS = ("embeddings.position_ids", "embeddings.token_type_ids")
+_KNOWN = {
+    family.title + suffix: (family, found)
+    for family in FAMILIES
+    for suffix, found in family.classes.items()
 }
 
 
 def describe(directory: Path) -> Described:
-    """The model and tokenizer that `save_pretrained` of a BERT class wrote.
+    """The model and tokenizer that `save_pretrained` of a known class wrote.
 
     Raises:
-      UserError: a file is missing or damaged, or is not of a BERT.
+      UserError: a file is missing or damaged, or is not of such a model.
     """
     file, options = directory / "config.json", directory / "tokenizer_config.json"
     values = read_json(file)
-    _check_architecture(file, values)
-    model = read_model(file, values, _ACTIVATIONS)
+    model = read_model(file, values, _family(file, values))
     said = read_json(options) if options.is_file() else {}
     return read_tokenizer(directory, model, said)
 
@@ -68,59 +55,74 @@ def load(directory: Path) -> Source:
     model, settings, tokenizer = describe(directory)
     file = directory / "config.json"
     values = read_json(file)
-    tensors = _clean(dict(_read(directory)), directory)
-    parts = names.parts_of(tensors)
-    kind, needed = _kind(file, values, parts)
-    classes = len(tensors["classifier.weight"]) if "head" in parts else 0
+    family = _family(file, values)
+    named = _class(file, values, family)
+    table = family.table(named.names if named else None)
+    tensors = _clean(dict(_read(directory)), family, table, directory)
+    parts = names.parts_of(tensors, table)
+    if named is None:
+        named = _guess(file, parts)
+    kind = named.task
+    size = {row.ours: row.theirs for row in table}["head/bias"]
+    classes = len(tensors[size]) if size in tensors else 0
     labels = _labels(values, classes) if kind in ("classify", "tag", "span") else ()
     if kind == "classify" and classes == 1:
         kind, labels = "regress", ()
     where = f"{directory}, config in {file.name}"
-    everything = parts | set(needed)
-    params = names.from_theirs(tensors, model, everything, classes, where)
+    # A file may hold more than its class: those first published as BertForMaskedLM
+    # have the next-sentence head too, which is kept.
+    parts |= set(named.parts)
+    before = lead(family, values)
+    params = names.from_theirs(tensors, table, model, parts, classes, where, before)
     task = TaskSettings(kind=kind, labels=labels)
-    return Source(model, task, params, settings, tokenizer)
+    pair = family.pair if "nsp" in params and model.segments > 1 else "none"
+    return Source(model, task, params, settings, tokenizer, pair)
 
 
-def _check_architecture(file: Path, values: Mapping[str, Any]) -> None:
-    wanted = {
-        "model_type": ("bert", None),
-        "position_embedding_type": ("absolute", None),
-        "is_decoder": (False, None),
-        "add_cross_attention": (False, None),
-    }
-    for name, allowed in wanted.items():
-        if values.get(name) not in allowed:
+def _family(file: Path, values: Mapping[str, Any]) -> Family:
+    named = values.get("model_type") or BERT.kind
+    for family in FAMILIES:
+        if family.kind == named:
+            break
+    else:
+        known = ", ".join(sorted(family.kind for family in FAMILIES))
+        raise UserError(
+            f"{file}: model_type={named!r}, but only models of these types can be "
+            f"imported: {known}"
+        )
+    for name, wanted in family.fixed.items():
+        if values.get(name) not in (wanted, None):
             raise UserError(
-                f"{file}: {name}={values[name]!r}, but only BERT encoders "
-                f"({name}={allowed[0]!r}) can be imported"
+                f"{file}: {name}={values[name]!r}, but only encoders with "
+                f"{name}={wanted!r} can be imported"
             )
     if values.get("pruned_heads"):
         raise UserError(
             f"{file}: pruned_heads is set; a model with all heads is needed"
         )
+    return family
 
 
-def _kind(
-    file: Path, values: Mapping[str, Any], parts: set[str]
-) -> tuple[str, tuple[str, ...]]:
-    """Our task for a file with these parts, and the parts that the config promises.
-
-    A file may hold more than its class: those first published as BertForMaskedLM
-    have the next-sentence head too, which is kept.
-    """
+def _class(file: Path, values: Mapping[str, Any], family: Family) -> Class | None:
+    """What the config says of the class, if it does."""
     named = (values.get("architectures") or [None])[0]
-    if named in _CLASSES:
-        return _CLASSES[named]
-    if named is not None:
-        known = ", ".join(_CLASSES)
-        raise UserError(f"{file}: architectures names {named!r}; known are {known}")
+    if named is None:
+        return None
+    known = {family.title + suffix: found for suffix, found in family.classes.items()}
+    if named not in known:
+        raise UserError(
+            f"{file}: architectures names {named!r}; known are {', '.join(known)}"
+        )
+    return known[named]
+
+
+def _guess(file: Path, parts: set[str]) -> Class:
     if "head" in parts:
         raise UserError(
             f"{file}: says no architectures, and a classifier may belong to several; "
             'add for example "architectures": ["BertForSequenceClassification"]'
         )
-    return "pretrain" if "mlm" in parts else "encoder", ()
+    return Class("pretrain" if parts & {"mlm", "rtd"} else "encoder", ())
 
 
 def _labels(values: Mapping[str, Any], count: int) -> tuple[str, ...]:
@@ -179,26 +181,35 @@ def _bin(file: Path) -> Iterator[tuple[str, np.ndarray]]:
     yield from tensors.items()
 
 
-def _clean(tensors: dict[str, np.ndarray], where: Path) -> dict[str, np.ndarray]:
+def _clean(
+    tensors: dict[str, np.ndarray], family: Family, table: list[names.Name], where: Path
+) -> dict[str, np.ndarray]:
     """Modern names, and nothing that is not a parameter of its own."""
+    ours = {row.ours: row.theirs for row in table}
+    starts = {row.theirs.split("{}")[0] for row in table}
     found = {}
     for name, array in tensors.items():
         name = name.replace("LayerNorm.gamma", "LayerNorm.weight")
         name = name.replace("LayerNorm.beta", "LayerNorm.bias")
-        name = name.replace("qa_outputs.", "classifier.")
-        if name.startswith(("embeddings.", "encoder.", "pooler.")):  # of a BertModel
-            name = f"bert.{name}"
-        if not name.endswith("embeddings.position_ids"):  # a constant, once saved
+        whole = f"{family.kind}.{name}"
+        if whole.startswith(tuple(starts)):  # of the bare model
+            name = whole
+        if not name.endswith(_CONSTANTS):
             found[name] = array
-    if "cls.predictions.bias" not in found:
-        alone = found.pop("cls.predictions.decoder.bias", None)
-        found |= {} if alone is None else {"cls.predictions.bias": alone}
-    for copy, original in _TIED.items():
+    bias = ours["mlm/bias"]
+    copies = {
+        f"{family.decoder}.bias": bias,
+        f"{family.decoder}.weight": ours["embeddings/token"],
+    }
+    copies = {copy: original for copy, original in copies.items() if copy != original}
+    if bias not in found and f"{family.decoder}.bias" in found:
+        found[bias] = found[f"{family.decoder}.bias"]
+    for copy, original in copies.items():
         if copy in found and original in found:
             if not np.array_equal(found[copy], found[original]):
                 raise UserError(
-                    f"{where}: {copy} differs from {original}; BERT's output layer "
-                    "is its embedding table, and an untied one cannot be imported"
+                    f"{where}: {copy} differs from {original}; the output layer is "
+                    "the embedding table here, and an untied one cannot be imported"
                 )
             del found[copy]
     return found
@@ -248,7 +259,7 @@ def save(
 
 
 def to_tensors(
-    params: Mapping[str, Any], model: Model, task: TaskSettings
+    params: Mapping[str, Any], model: Model, task: TaskSettings, pad: int = 0
 ) -> tuple[str, dict[str, np.ndarray]]:
     """A model of ours as one of Hugging Face's classes.
 
@@ -256,13 +267,14 @@ def to_tensors(
       params: by part, of arrays that this process can read in full.
       model: sizes.
       task: kind and labels.
+      pad: the id of the padding, from which RoBERTa counts positions.
 
     Returns:
       The class, such as `BertForMaskedLM`, and its tensors by name. Parts for which
       the class has no place are left out.
 
     Raises:
-      UserError: no class fits the parts, or the task.
+      UserError: no class fits the model, its parts, or the task.
     """
     if task.features:
         raise UserError(
@@ -270,58 +282,92 @@ def to_tensors(
             "LSTM, so this model cannot be exported; use it with bert-jax predict, or "
             "export config.init, whose encoder it has unchanged"
         )
-    if model.mixer != "attention":
-        raise UserError(
-            f"config.model.mixer={model.mixer}: transformers' BERT has attention only, "
-            "so this model cannot be exported"
-        )
-    wanted = "classify" if task.kind == "regress" else task.kind
-    fits = [
-        (kind, needed)
-        for kind, (name, needed) in _CLASSES.items()
-        if name == wanted and set(needed) <= set(params)
-    ]
-    if not fits:
-        raise UserError(
-            f"no Hugging Face class holds a {task.kind} model of these parts: "
-            f"{', '.join(params)}"
-        )
-    kind, needed = fits[0]
-    if kind == "BertModel":
-        needed = ("pooler",) if "pooler" in params else ()
-    chosen = {part: params[part] for part in (*names.ENCODER, *needed)}
-    classes = len(params["head"]["bias"]) if "head" in needed else 0
-    tensors = names.to_theirs(chosen, model, classes)
-    if kind == "BertModel":
-        tensors = {name.removeprefix("bert."): a for name, a in tensors.items()}
-    if kind == "BertForQuestionAnswering":
-        tensors = {
-            n.replace("classifier.", "qa_outputs."): a for n, a in tensors.items()
-        }
+    kind = _choose(set(params), model, task)
+    family, named = _KNOWN[kind]
+    wanted = names.encoder(model) | {*named.parts, *named.may}
+    chosen = {part: value for part, value in params.items() if part in wanted}
+    classes = len(params["head"]["bias"]) if "head" in named.parts else 0
+    before = lead(family, {"pad_token_id": pad})
+    table = family.table(named.names)
+    tensors = names.to_theirs(chosen, table, model, classes, before)
+    if named.task == "encoder":
+        start = f"{family.kind}."
+        tensors = {name.removeprefix(start): a for name, a in tensors.items()}
     return kind, tensors
 
 
+def _choose(parts: set[str], model: Model, task: TaskSettings) -> str:
+    """The class that holds a model; of several, one that summarises as it does."""
+    wanted = "classify" if task.kind == "regress" else task.kind
+    held = [
+        kind
+        for kind, (_, named) in _KNOWN.items()
+        if named.task == wanted and set(named.parts) <= parts
+    ]
+    if not held:
+        raise UserError(
+            f"no Hugging Face class holds a {task.kind} model of these parts: "
+            f"{', '.join(sorted(parts))}"
+        )
+    found = {kind: _obstacles(model, *_KNOWN[kind]) for kind in held}
+    best = min(
+        held,
+        key=lambda kind: (len(found[kind]), _KNOWN[kind][0].pooler != model.pooler),
+    )
+    if found[best]:
+        fields = (f"{name}={getattr(model, name)!r}" for name in found[best])
+        raise UserError(
+            f"config.model has {', '.join(fields)}: neither {best} of transformers, "
+            "the nearest, nor any other of its classes that are known here computes "
+            "this, so the model cannot be exported"
+        )
+    return best
+
+
+def _obstacles(model: Model, family: Family, named: Class) -> list[str]:
+    """Fields of a model that a class cannot express."""
+    least, most = family.segments
+    fits = {
+        "mixer": model.mixer == "attention",
+        "window": not model.window,
+        "position": model.position == "learned",
+        "norm": model.norm == "post",
+        "norm_epsilon": "norm_epsilon" in family.rates or model.norm_epsilon == 1e-12,
+        "feed_forward": model.feed_forward == "gelu",
+        "activation": model.activation in family.activations.values(),
+        "pooler": "pooler" not in named.parts or model.pooler == family.pooler,
+        "segments": least <= model.segments <= most,
+        "embedding": narrow(model) in family.narrow,
+        "layer_groups": bool(model.layer_groups) == ("layer_groups" in family.sizes),
+    }
+    return [name for name, good in fits.items() if not good]
+
+
 def _config(config: Config, kind: str, tokenizer: TextTokenizer) -> dict[str, Any]:
-    model, labels = config.model, config.task.labels
+    model, labels, (family, _) = config.model, config.task.labels, _KNOWN[kind]
+    vocabulary = tokenizer.vocabulary()
+    ids = {
+        "pad_token_id": vocabulary.pad,
+        "bos_token_id": vocabulary.cls,
+        "eos_token_id": vocabulary.sep,
+    }
+    activations = {
+        ours: theirs for theirs, ours in reversed([*family.activations.items()])
+    }
     values = {
         "architectures": [kind],
-        "model_type": "bert",
+        "model_type": family.kind,
         "dtype": "float32",
-        "vocab_size": model.vocab_size,
-        "hidden_size": model.hidden,
-        "num_hidden_layers": model.layers,
-        "num_attention_heads": model.heads,
-        "intermediate_size": model.mlp,
-        "hidden_act": {"gelu": "gelu", "gelu_tanh": "gelu_new"}[model.activation],
-        "hidden_dropout_prob": model.dropout,
-        "attention_probs_dropout_prob": model.attention_dropout,
-        "max_position_embeddings": model.positions,
-        "type_vocab_size": model.segments,
-        "initializer_range": model.init_std,
-        "layer_norm_eps": model.norm_epsilon,
-        "position_embedding_type": "absolute",
-        "pad_token_id": tokenizer.vocabulary().pad,
+        **{key: getattr(model, ours) for ours, key in family.sizes.items()},
+        **{key: getattr(model, ours) for ours, key in family.rates.items()},
+        **dict.fromkeys(family.heads_dropout, model.dropout),
+        **family.fixed,
+        **ids,
+        family.activation: activations[model.activation],
     }
+    values[family.sizes["positions"]] += lead(family, ids)
+    if "embedding" in family.sizes:
+        values[family.sizes["embedding"]] = model.embedding or model.hidden
     if config.task.kind == "regress":
         labels = ("LABEL_0",)
         values["problem_type"] = "regression"
@@ -333,8 +379,10 @@ def _config(config: Config, kind: str, tokenizer: TextTokenizer) -> dict[str, An
 
 def _tokenizer_config(config: Config, tokenizer: TextTokenizer) -> dict[str, Any]:
     roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
-    values: dict[str, Any] = dict(zip(roles, SPECIAL, strict=True))
+    values: dict[str, Any] = dict(zip(roles, tokenizer.special, strict=True))
     values["model_max_length"] = config.model.positions
+    if config.model.segments < 2:
+        values["model_input_names"] = ["input_ids", "attention_mask"]
     if tokenizer.kind != "wordpiece":
         return values | {"tokenizer_class": "PreTrainedTokenizerFast"}
     return values | {

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bert_jax.config import Model, TaskSettings, Tokenizer
-from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
+from bert_jax.data.tokenizer import TextTokenizer, kind_of, load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.interop.families import Family, narrow
 
 
 class Described(NamedTuple):
@@ -26,6 +27,7 @@ class Source(NamedTuple):
     params: dict[str, Any]  # nested, of float32 NumPy arrays
     settings: Tokenizer  # with the path of its file
     tokenizer: TextTokenizer
+    pair: str  # what its `nsp` part tells: nsp, sop, or none
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -43,67 +45,73 @@ def read_json(file: Path) -> dict[str, Any]:
     return found
 
 
-def read_model(
-    file: Path, values: Mapping[str, Any], activations: Mapping[str, str]
-) -> Model:
-    """Sizes and numerics from a config in the names of Devlin et al.'s release.
+def read_model(file: Path, values: Mapping[str, Any], family: Family) -> Model:
+    """Sizes and numerics from a config.
 
     Args:
       file: for messages.
-      values: its content; a key that the original release lacks may be missing.
-      activations: name there -> our name.
+      values: its content; a rate that the original release lacks may be missing.
+      family: names of the keys and of the activations.
 
     Returns:
       A float32 model, as those programs compute; nothing is assumed that a file says.
 
     Raises:
-      UserError: a key is missing, of another type, or names what is not BERT's.
+      UserError: a key is missing, of another type, or names what the family has not.
     """
-    names = {
-        "vocab_size": "vocab_size",
-        "hidden": "hidden_size",
-        "layers": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "mlp": "intermediate_size",
-        "positions": "max_position_embeddings",
-        "segments": "type_vocab_size",
-    }
-    rates = {
-        "dropout": "hidden_dropout_prob",
-        "attention_dropout": "attention_probs_dropout_prob",
-        "norm_epsilon": "layer_norm_eps",
-        "init_std": "initializer_range",
-    }
-    missing = [name for name in names.values() if type(values.get(name)) is not int]
+    keys = family.sizes
+    missing = [key for key in keys.values() if type(values.get(key)) is not int]
     if missing:
         raise UserError(f"{file}: no whole number for {', '.join(missing)}")
-    if values["num_attention_heads"] < 1 or (
-        values["hidden_size"] % values["num_attention_heads"]
-    ):
-        raise UserError(
-            f"{file}: num_attention_heads={values['num_attention_heads']} does not "
-            f"divide hidden_size={values['hidden_size']}"
-        )
-    activation = activations.get(values.get("hidden_act", "gelu"))
+    sizes = {ours: values[key] for ours, key in keys.items()}
+    for part, whole in (("heads", "hidden"), ("layer_groups", "layers")):
+        if part in keys and (sizes[part] < 1 or sizes[whole] % sizes[part]):
+            raise UserError(
+                f"{file}: {keys[part]}={sizes[part]} does not divide "
+                f"{keys[whole]}={sizes[whole]}"
+            )
+    named = values.get(family.activation, next(iter(family.activations)))
+    activation = family.activations.get(named)
     if activation is None:
         raise UserError(
-            f"{file}: hidden_act={values['hidden_act']!r} is not supported; BERT has "
-            f"one of {', '.join(activations)}"
+            f"{file}: {family.activation}={named!r} is not supported; these models "
+            f"have one of {', '.join(family.activations)}"
         )
-    numbers = {ours: values[theirs] for ours, theirs in names.items()}
-    numbers |= {
-        ours: float(values[theirs])
-        for ours, theirs in rates.items()
-        if theirs in values
+    numbers: dict[str, Any] = {
+        ours: float(values[key]) for ours, key in family.rates.items() if key in values
     }
-    return Model(**numbers, activation=activation, dtype="float32")
+    if family.segments == (0, 0):
+        sizes["segments"] = 0
+    if family.lead:
+        sizes["positions"] -= lead(family, values)
+    if sizes.get("embedding") == sizes["hidden"]:
+        sizes["embedding"] = 0
+    model = Model(
+        **sizes,
+        **numbers,
+        activation=activation,
+        pooler=family.pooler,
+        dtype="float32",
+    )
+    if narrow(model) not in family.narrow:
+        raise UserError(
+            f"{file}: {keys['embedding']} equals {keys['hidden']}, and a map between "
+            "the two cannot be imported"
+        )
+    return model
+
+
+def lead(family: Family, values: Mapping[str, Any]) -> int:
+    """Rows of the table of positions that come before the first position's."""
+    padding = values.get("pad_token_id")
+    return (1 if padding is None else padding) + 1 if family.lead else 0
 
 
 def read_tokenizer(path: Path, model: Model, options: Mapping[str, Any]) -> Described:
-    """Adds the WordPiece tokenizer in a directory, checked against the model.
+    """Adds the tokenizer in a directory, checked against the model.
 
     Args:
-      path: holds tokenizer.json or vocab.txt.
+      path: holds the files of a tokenizer.
       model: whose embedding table must have a row for each token.
       options: `do_lower_case`, where a file says so; else the vocabulary tells.
 
@@ -113,7 +121,7 @@ def read_tokenizer(path: Path, model: Model, options: Mapping[str, Any]) -> Desc
     lowercase = options.get("do_lower_case")
     if not isinstance(lowercase, bool):
         lowercase = not _cased(path / "vocab.txt")
-    settings = Tokenizer(kind="wordpiece", path=str(path), lowercase=lowercase)
+    settings = Tokenizer(kind=kind_of(path), path=str(path), lowercase=lowercase)
     tokenizer = load_tokenizer(path, settings)
     size = tokenizer.vocabulary().size
     if size > model.vocab_size:

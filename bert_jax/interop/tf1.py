@@ -7,6 +7,7 @@ import numpy as np
 from bert_jax.config import TaskSettings
 from bert_jax.errors import UserError
 from bert_jax.interop import names
+from bert_jax.interop.families import BERT
 from bert_jax.interop.source import (
     Described,
     Source,
@@ -16,7 +17,7 @@ from bert_jax.interop.source import (
 )
 
 # Its "gelu" is the tanh approximation, unlike Hugging Face's of the same name.
-_ACTIVATIONS = {"gelu": "gelu_tanh"}
+_FAMILY = BERT._replace(activations={"gelu": "gelu_tanh"})
 _NOT_WEIGHTS = ("/adam_m", "/adam_v", "global_step")  # of the optimizer
 
 
@@ -28,7 +29,7 @@ def describe(directory: Path) -> Described:
     """
     file = directory / "bert_config.json"
     # LayerNorm's epsilon is a constant of that code, in no file: 1e-12, our default.
-    model = read_model(file, read_json(file), _ACTIVATIONS)
+    model = read_model(file, read_json(file), _FAMILY)
     return read_tokenizer(directory, model, {})
 
 
@@ -40,11 +41,13 @@ def load(directory: Path) -> Source:
     """
     model, settings, tokenizer = describe(directory)
     tensors = _read(directory)
-    parts = names.parts_of(tensors)
+    table = BERT.table()
+    parts = names.parts_of(tensors, table)
     where = f"{directory}, config in bert_config.json"
-    params = names.from_theirs(tensors, model, parts, 0, where)
+    params = names.from_theirs(tensors, table, model, parts, 0, where)
     kind = "pretrain" if "mlm" in parts else "encoder"
-    return Source(model, TaskSettings(kind=kind), params, settings, tokenizer)
+    pair = "nsp" if "nsp" in parts else "none"
+    return Source(model, TaskSettings(kind=kind), params, settings, tokenizer, pair)
 
 
 def _read(directory: Path) -> dict[str, np.ndarray]:

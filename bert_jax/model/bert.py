@@ -157,7 +157,7 @@ class Bert(nn.Module):
             example = jnp.asarray(batch["example"])
             own = jnp.take_along_axis(example, place, axis=1)
             place += (example[:, None] == own[:, :, None]).sum(-1) - 1
-        return jnp.tanh(self.pooler(gather(hidden, place)))
+        return activate(self.pooler(gather(hidden, place)), self.config.pooler)
 
     def pretrain(self, batch: Batch, rng: jax.Array | None = None) -> Batch:
         """Logits of all objectives that the batch has the places of.

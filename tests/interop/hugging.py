@@ -1,4 +1,4 @@
-"""Random BERT models of transformers, and batches for both sides."""
+"""Random models of transformers, and batches for both sides."""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,11 @@ import pytest
 
 from tests.conftest import IN_CI
 
+TEXT = [
+    "The quick brown fox jumps over the lazy dog, doesn't it?",
+    "Pack my box with five dozen liquor jugs; the foxes jumped quickly.",
+    "Caf\u00e9 na\u00efve words, unbelievable ``wording'' (again)! 1234 + 5678",
+] * 9
 TINY: dict[str, Any] = {  # every dimension another number, so that a swap shows
     "vocab_size": 301,
     "hidden_size": 48,
@@ -18,6 +23,30 @@ TINY: dict[str, Any] = {  # every dimension another number, so that a swap shows
     "type_vocab_size": 2,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
+}
+ROBERTA = TINY | {"type_vocab_size": 1, "max_position_embeddings": 42}
+ROBERTA |= {"layer_norm_eps": 1e-5}
+ALBERT = TINY | {"num_hidden_layers": 6, "num_hidden_groups": 2, "embedding_size": 28}
+ALBERT |= {"classifier_dropout_prob": 0.0}
+ELECTRA = TINY | {"embedding_size": 28, "summary_last_dropout": 0.0}
+DISTILBERT: dict[str, Any] = {
+    "vocab_size": 301,
+    "dim": 48,
+    "n_layers": 3,
+    "n_heads": 4,
+    "hidden_dim": 80,
+    "max_position_embeddings": 40,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "qa_dropout": 0.0,
+    "seq_classif_dropout": 0.0,
+}
+SETTINGS = {  # of every family, by what the names of its classes begin with
+    "Bert": TINY,
+    "Roberta": ROBERTA,
+    "Albert": ALBERT,
+    "Electra": ELECTRA,
+    "DistilBert": DISTILBERT,
 }
 BASE: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
 
@@ -37,12 +66,56 @@ def random_model(kind: str, settings: dict[str, Any], seed: int = 0) -> Any:
     import transformers
 
     pt.manual_seed(seed)
-    model = getattr(transformers, kind)(transformers.BertConfig(**settings))
+    sizes = getattr(transformers, f"{family(kind)}Config")
+    model = getattr(transformers, kind)(sizes(**settings))
     with pt.no_grad():
         for name, tensor in model.named_parameters():
-            if name.endswith("bias") or "LayerNorm" in name:
+            if name.endswith("bias") or "norm" in name.lower():
                 tensor.add_(0.1 * pt.randn_like(tensor))
     return model.eval()
+
+
+def family(kind: str) -> str:
+    """What the name of a class begins with, such as `Bert`."""
+    return kind.split("For")[0].removesuffix("Model")
+
+
+def write_tokenizer(directory: Path, family: str, size: int) -> None:
+    """The files of a family's own tokenizer, of at most `size` tokens."""
+    if family == "Roberta":
+        import tokenizers
+
+        inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel()
+        letters = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+        trainer = tokenizers.trainers.BpeTrainer(
+            vocab_size=size,
+            special_tokens=special,
+            initial_alphabet=letters,
+            show_progress=False,
+        )
+        inner.train_from_iterator(TEXT, trainer)
+        inner.model.save(str(directory))
+    elif family == "Albert":
+        import sentencepiece
+
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(text.lower() for text in TEXT),
+            model_prefix=str(directory / "spiece"),
+            vocab_size=size,
+            hard_vocab_limit=False,
+            pad_id=0,
+            unk_id=1,
+            bos_id=-1,
+            eos_id=-1,
+            control_symbols=["[CLS]", "[SEP]"],
+            user_defined_symbols=["[MASK]"],
+            minloglevel=2,
+        )
+        (directory / "spiece.vocab").unlink()
+    else:
+        write_vocabulary(directory, size)
 
 
 def write_vocabulary(directory: Path, size: int) -> None:
@@ -56,7 +129,7 @@ def saved(directory: Path, kind: str, settings: dict[str, Any], seed: int = 0) -
     """`random_model`, also written to a directory with a vocabulary."""
     model = random_model(kind, settings, seed)
     model.save_pretrained(directory)
-    write_vocabulary(directory, model.config.vocab_size)
+    write_tokenizer(directory, family(kind), model.config.vocab_size)
     return model
 
 

@@ -213,7 +213,7 @@ def _change_config(directory, **values):
         ({"hidden_act": "relu"}, "hidden_act='relu' is not supported"),
         ({"num_attention_heads": 5}, "does not divide hidden_size=48"),
         ({"position_embedding_type": "relative_key"}, "position_embedding_type="),
-        ({"model_type": "roberta"}, "model_type='roberta'"),
+        ({"model_type": "xlnet"}, "model_type='xlnet'"),
         ({"architectures": ["BertLMHeadModel"]}, "architectures names"),
         ({"hidden_size": "48"}, "no whole number for hidden_size"),
     ],

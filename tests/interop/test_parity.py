@@ -8,6 +8,7 @@ import pytest
 
 from bert_jax import config, interop, optim, tree
 from bert_jax.interop import names
+from bert_jax.interop.families import BERT
 from bert_jax.model import Bert
 from bert_jax.model.lstm import BiLSTM
 from bert_jax.tasks.pretrain import pretrain
@@ -77,7 +78,7 @@ def test_gradients(tiny):
     theirs = {n: p.grad.numpy() for n, p in model.named_parameters()}
     task = pretrain(source.model, config.Objective())
     ours = jax.jit(jax.grad(lambda params: _loss(task, params, arrays)))(source.params)
-    found = names.to_theirs(ours, source.model, 0)
+    found = names.to_theirs(ours, BERT.table(), source.model, 0)
     assert found.keys() == theirs.keys()
     # A key's bias shifts all scores of a query alike: its gradient is rounding only.
     scale = max(np.linalg.norm(gradient) for gradient in theirs.values())
