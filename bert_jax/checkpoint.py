@@ -9,6 +9,7 @@ there as they were, and nothing has to be read back.
 """
 
 import contextlib
+import itertools
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from bert_jax.step import TrainState
 _SHOWN = 12  # differing names in a message
 _CHECKSUMS = "checksums.json"
 _LATER = "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit, after that file
+_ASKED = itertools.count()  # a note for each time, as other runs are read too
 _RESTORE = 1800  # [s] for process 0 to read through the checkpoints
 
 
@@ -182,7 +184,7 @@ class Checkpoints:
         Raises:
           UserError: there are checkpoints, all of them damaged.
         """
-        board = distributed.Board("checkpoint")
+        board = distributed.Board(f"checkpoint/{next(_ASKED)}")
         if distributed.index():
             step = board.of(0, _RESTORE)
             self._manager.reload()

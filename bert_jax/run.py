@@ -11,7 +11,7 @@ import jax
 import optax
 from jax.sharding import Mesh
 
-from bert_jax import distributed, initial, labelled, log, optim, remote, sharding
+from bert_jax import distributed, labelled, log, optim, remote, sharding, teacher
 from bert_jax.config import Config, to_json
 from bert_jax.data import prepare
 from bert_jax.data.pipeline import Batches
@@ -87,15 +87,21 @@ def store_directory(config: Config, workdir: str) -> str:
     return config.data.store or str(remote.where(workdir, remote.STORE))
 
 
-def settle(config: Config) -> tuple[Config, labelled.Files | None]:
+def settle(
+    config: Config, read: Callable[..., labelled.Files] = labelled.read
+) -> tuple[Config, labelled.Files | None]:
     """What labelled files decide of a run, before it begins, and the files.
+
+    Args:
+      config: of the run.
+      read: reads the files that `config.task` names.
 
     Raises:
       UserError: a file is missing or wrong.
     """
     if config.task.kind not in labelled.KINDS:
         return config, None
-    files = labelled.read(config.task)
+    files = read(config.task)
     tokenizer = _tokenizer(config) if config.task.kind == "span" else None
     return labelled.settle(config, files, tokenizer), files
 
@@ -219,11 +225,11 @@ def _taught(
     config: Config, task: Task, mesh: Mesh, note: Callable[[str], None]
 ) -> Task:
     """The task with its teacher, whose parameters are cut like any others."""
-    teacher = task_of(initial.teacher(config))
-    shapes = jax.eval_shape(teacher.init, jax.random.key(0))
+    tutor = task_of(teacher.sizes(config))
+    shapes = jax.eval_shape(tutor.init, jax.random.key(0))
     shapes = sharding.placed(shapes, sharding.param_shardings(mesh, shapes))
-    given = initial.teacher_weights(config, shapes, note)
-    return distill(task, teacher, config.distill, given)
+    given = teacher.weights(config, shapes, note)
+    return distill(task, tutor, config.distill, given)
 
 
 def claim(config: Config, workdir: str) -> None:

@@ -1,7 +1,7 @@
-"""Many runs of one config, with other settings and other seeds, and their table.
+"""Many runs with other settings and other seeds, and their table.
 
-Three parts that do not need each other: `expand` names the cells of a grid, `execute`
-runs a command for each of their trials, `summarize` and what follows make the tables.
+Three parts that do not need each other: `check` finds what would stop a trial,
+`execute` runs the commands of each, `summarize` and what follows make the tables.
 """
 
 import collections
@@ -9,155 +9,205 @@ import contextlib
 import csv
 import dataclasses
 import fcntl
+import functools
 import io
 import itertools
+import json
 import math
 import os
-import re
 import shlex
 import signal
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 
 from bert_jax import config as configs
+from bert_jax import initial, labelled, remote, teacher
 from bert_jax.config import Config
+from bert_jax.data import prepare
 from bert_jax.errors import UserError
-from bert_jax.initial import adopt
-from bert_jax.run import claim, finished, settle
+from bert_jax.grid import Cell, Stage, Trial, for_stage, quote
+from bert_jax.run import claim, finished, settle, store_directory
 
 _TICK = 0.1  # [s] between two looks at the runs
-_LOSS = "eval_mlm_loss"  # the score of pretraining, and the one that should be low
+# Of pretraining, should be low; the first that there is counts.
+_LOSSES = ("eval_rtd_loss", "eval_mlm_loss", "eval_ltr_loss")
 
 
-class Cell(NamedTuple):
-    """One combination of settings, to be run with every seed."""
+class Runs(NamedTuple):
+    """What the trials of a sweep have in common."""
 
-    name: str  # of its directory; "" where nothing varies
-    settings: dict[str, str]  # what sets it apart, by column of the table
-    overrides: tuple[str, ...]  # `a.b=value`
+    root: Path
+    stages: tuple[Stage, ...]
+    overrides: tuple[str, ...] = ()  # of the command line; `STAGE:` may be in front
+
+    def directory(self, trial: Trial, stage: Stage) -> Path:
+        """The run directory of one stage."""
+        folder = self.root / trial.name
+        return folder / quote(stage.name) if len(self.stages) > 1 else folder
+
+    def texts(self, trial: Trial, stage: Stage) -> list[str]:
+        """The overrides of one stage's config.
+
+        Raises:
+          UserError: they do not fit the config.
+        """
+        names = [stage.name for stage in self.stages]
+        first = self.stages[0]
+        begin = str(self.directory(trial, first))
+        texts = [
+            *([f"init={begin}"] if stage is not first else []),
+            *stage.overrides,
+            *for_stage([*self.overrides, *trial.cell.overrides], stage.name, names),
+            f"seed={trial.seed}",
+        ]
+        config = configs.load(stage.config, texts)
+        if stage.name and config.task.kind == "pretrain" and not config.data.store:
+            models = {config.init, config.distill.teacher} - {begin}
+            name = _text_and_tokens(config, sorted(models))
+            texts.append(f"data.store={self.root / 'store' / name}")
+        return texts
+
+    def own_seed(self) -> int:
+        """The seed of the config, where none is asked for."""
+        names = [stage.name for stage in self.stages]
+        first = self.stages[0]
+        texts = [*first.overrides, *for_stage(self.overrides, first.name, names)]
+        return configs.load(first.config, texts).seed
+
+    def config(self, trial: Trial, stage: Stage) -> Config:
+        """The config of one stage."""
+        return configs.load(stage.config, self.texts(trial, stage))
+
+    def commands(self, trial: Trial) -> list[list[str]]:
+        """A command for each stage that is not finished."""
+        commands = []
+        for stage in self.stages:
+            directory = self.directory(trial, stage)
+            if _score(directory) is None:
+                program = [sys.executable, "-m", "bert_jax", "train"]
+                flags = [f"--config.{text}" for text in self.texts(trial, stage)]
+                words = f"--config={stage.config}", *flags, f"--workdir={directory}"
+                commands.append([*program, *words])
+        return commands
 
 
-class Trial(NamedTuple):
-    """One run of a cell."""
-
-    cell: Cell
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """Its directory, from that of the sweep."""
-        return "/".join(filter(None, [self.cell.name, f"seed={self.seed}"]))
-
-
-def expand(
-    vary: Sequence[str], variants: Mapping[str, Sequence[str]] | None = None
-) -> list[Cell]:
-    """The product of all values and all variants.
-
-    Names depend neither on the order of the fields nor on how a number is spelt, so
-    that a command finds its runs again.
+def _text_and_tokens(config: Config, models: Sequence[str]) -> str:
+    """A name for the token store of all runs with the same text and tokenizer.
 
     Args:
-      vary: `a.b=value,value` texts, one for each field.
-      variants: names, each with its `a.b=value` overrides.
-
-    Raises:
-      UserError: a text has no values, a field or a value comes twice, or a seed is set.
+      config: of a run.
+      models: where its tokenizer may come from.
     """
-    fields: dict[str, list[str]] = {}
-    for text in sorted(vary):
-        field, equals, values = text.partition("=")
-        if not equals:
-            raise UserError(f"--vary={text} needs values: --vary={field}=VALUE,VALUE")
-        if field in fields:
-            raise UserError(f"--vary={field}: given twice; put all its values into one")
-        fields[field] = [value.strip() for value in values.split(",")]
-        if len(set(map(_plain, fields[field]))) < len(fields[field]):
-            raise UserError(f"--vary={text}: holds a value twice")
-    named = variants or {"": ()}
-    for text in (*fields, *itertools.chain(*named.values())):
-        if text.partition("=")[0] == "seed":
-            raise UserError(f"{text}: seeds are set by --seeds, for all settings alike")
-    tails = [field.rpartition(".")[2] for field in fields]
-    short = {
-        field: tail if tails.count(tail) == 1 else field
-        for field, tail in zip(fields, tails, strict=True)
-    }
-    cells = []
-    for variant, *values in itertools.product(named, *fields.values()):
-        chosen = dict(zip(fields, values, strict=True))
-        plain = {field: _plain(value) for field, value in chosen.items()}
-        parts = [f"{short[f]}={_quote(value)}" for f, value in plain.items()]
-        name = ",".join(filter(None, [_quote(variant), *parts]))
-        settings = {"variant": variant} | plain if variant else plain
-        own = [f"{field}={value}" for field, value in chosen.items()]
-        cells.append(Cell(name, settings, (*named[variant], *own)))
-    return cells
+    data, tokenizer = config.data, dataclasses.asdict(config.tokenizer)
+    text = (data.source, data.text_key, data.language, data.dtype)
+    parts = json.dumps([text, tokenizer, config.model.vocab_size, models])
+    return xxhash.xxh3_64_hexdigest(parts.encode())
 
 
-def _plain(value: str) -> str:
-    """One spelling of a number: 5e-5 and 0.00005 are the same run."""
-    try:
-        return repr(float(value)).removesuffix(".0")
-    except ValueError:
-        return value
-
-
-def _quote(text: str) -> str:
-    """Part of a file name without commas, not the same for any two texts."""
-
-    def code(found: re.Match[str]) -> str:
-        return "".join(f"%{byte:02X}" for byte in found[0].encode())
-
-    return re.sub(r"^\.|[^\w.=+-]", code, text)
-
-
-def check(
-    source: str,
-    overrides: Sequence[str],
-    cells: Sequence[Cell],
-    seeds: Sequence[int],
-    root: Path,
-) -> None:
+def check(runs: Runs, cells: Sequence[Cell], seeds: Sequence[int]) -> None:
     """Finds what would stop a run, before the first one begins.
 
     Args:
-      source: of the config, as for `config.load`.
-      overrides: those of all runs.
+      runs: where and what they are; those that are there must have the same configs.
       cells: from `expand`.
-      seeds: of each cell's runs.
-      root: of the sweep; the runs that are there must have the same configs.
+      seeds: of each cell's trials.
 
     Raises:
-      UserError: with the faults of all cells.
+      UserError: with the faults of all stages of all cells.
     """
     faults: dict[str, list[str]] = {}
-    seen: dict[Config, str] = {}
+    seen: dict[tuple[Config, ...], str] = {}
+    folders: dict[str, str] = {}
+    read = functools.lru_cache(8)(labelled.read)  # one file serves many runs
     for cell in cells:
-        try:
-            config = configs.load(source, [*overrides, *cell.overrides])
-            twin = seen.setdefault(config, cell.name)
+        found: list[Config] = []
+        twin = folders.setdefault(cell.name.casefold(), cell.name)
+        if twin != cell.name:
+            fault = f"has the same directory as {twin} where case does not count"
+            faults.setdefault(fault, []).append(cell.name)
+        for stage in runs.stages:
+            try:
+                found.append(_check_stage(runs, cell, stage, seeds, found, read))
+            except (UserError, OSError) as error:
+                where = "/".join(filter(None, [cell.name, stage.name]))
+                faults.setdefault(str(error), []).append(where)
+        if len(found) == len(runs.stages):
+            twin = seen.setdefault(tuple(found), cell.name)
             if twin != cell.name:
-                raise UserError(f"has the same settings as {twin}")
-            config, _ = settle(adopt(config))
-            for trial in (Trial(cell, seed) for seed in seeds):
-                if (root / trial.name / "config.json").exists():
-                    own = dataclasses.replace(config, seed=trial.seed)
-                    claim(own, str(root / trial.name))
-        except (UserError, OSError) as error:
-            faults.setdefault(str(error), []).append(cell.name)
+                fault = f"has the same settings as {twin}"
+                faults.setdefault(fault, []).append(cell.name)
     lines = []
     for fault, names in faults.items():
         more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-        where = f"{names[0]}{more}: " if len(names) < len(cells) else ""
-        lines.append(f"{where}{fault}")
+        everywhere = len(names) == len(cells) * len(runs.stages)
+        lines.append(f"{'' if everywhere else f'{names[0]}{more}: '}{fault}")
     if lines:
         raise UserError("\n".join(lines))
+
+
+def _check_stage(
+    runs: Runs,
+    cell: Cell,
+    stage: Stage,
+    seeds: Sequence[int],
+    before: Sequence[Config],
+    read: Callable[..., labelled.Files],
+) -> Config:
+    """The config of a stage with the first seed, before it is settled.
+
+    Args:
+      runs: as for `check`.
+      cell: its settings.
+      stage: the one to look at.
+      seeds: whose runs may be there.
+      before: configs of the stages before it; of the first one, if that is sound.
+      read: reads labelled files.
+
+    Raises:
+      UserError: it cannot be run.
+    """
+    trials = [Trial(cell, seed) for seed in seeds]
+    first = runs.directory(trials[0], runs.stages[0])
+    config = runs.config(trials[0], stage)
+    follows = stage is not runs.stages[0] and config.init == str(first)
+    if follows:  # that run may not be there yet
+        config = dataclasses.replace(config, init="")
+        if before:
+            coming = initial.inherit(config, before[0].model)
+            if faults := configs.problems(coming):
+                raise UserError("\n".join(faults))
+            if config.task.kind in labelled.KINDS:
+                labelled.settle(coming, read(config.task))
+    else:
+        settle(_adopt(config), read)
+    store = store_directory(config, str(runs.directory(trials[0], stage)))
+    if config.task.kind == "pretrain" and not remote.exists(store, remote.MANIFEST):
+        prepare.recipe(config)
+    for trial in trials:
+        directory = runs.directory(trial, stage)
+        if (directory / "config.json").exists():
+            settled, _ = settle(_adopt(runs.config(trial, stage)), read)
+            claim(settled, str(directory))
+    return config
+
+
+def _adopt(config: Config) -> Config:
+    return teacher.adopt(initial.adopt(config))
+
+
+def script(commands: Sequence[Sequence[str]]) -> list[str]:
+    """One command that runs several in turn, as long as they succeed.
+
+    The shell outlives a signal, which the command at work turns into a checkpoint.
+    """
+    return ["sh", "-c", f"trap : TERM INT; {' && '.join(map(shlex.join, commands))}"]
 
 
 class _Running(NamedTuple):
@@ -169,20 +219,20 @@ class _Running(NamedTuple):
 
 def execute(
     trials: Sequence[Trial],
-    command: Callable[[Trial], list[str]],
+    commands: Callable[[Trial], list[list[str]]],
     root: Path,
     jobs: int,
     tell: Callable[[str], None],
     ended: Callable[[Trial, int, float], None],
 ) -> int:
-    """Runs a command for each trial, `jobs` at a time, each on its share of the cores.
+    """Runs the trials, `jobs` at a time, each on its share of the cores.
 
-    What a command prints is added to `log.txt` in the trial's directory. SIGINT and
+    What the commands print is added to `log.txt` in the trial's directory. SIGINT and
     SIGTERM are passed on, and awaited; a second one kills.
 
     Args:
       trials: in the order in which they begin.
-      command: that of a trial.
+      commands: those of a trial, run in turn.
       root: of the sweep.
       jobs: how many run at a time.
       tell: is told what begins, waits and is stopped.
@@ -206,7 +256,7 @@ def execute(
         while running or (queue and not signals):
             if queue and free and not signals:
                 trial = queue[0]
-                begun = _begin(trial, command(trial), root / trial.name, free[-1])
+                begun = _begin(trial, commands(trial), root / trial.name, free[-1])
                 if begun:
                     running.append(begun)
                     queue.popleft()
@@ -220,7 +270,7 @@ def execute(
             for number in signals[sent:]:
                 sent += 1
                 for one in running:
-                    one.process.send_signal(number if sent == 1 else signal.SIGKILL)
+                    _send(one.process, number if sent == 1 else signal.SIGKILL)
             for one in [one for one in running if one.process.poll() is not None]:
                 running.remove(one)
                 free.append(one.cores)
@@ -231,11 +281,17 @@ def execute(
                     ended(one.trial, status, time.monotonic() - one.began)
     finally:
         for one in running:  # only after an exception
-            one.process.terminate()
+            _send(one.process, signal.SIGTERM)
             one.process.wait()
         for kind, handler in handlers.items():
             signal.signal(kind, handler)
     return signals[0] if signals else 0
+
+
+def _send(process: subprocess.Popen, number: int) -> None:
+    """Signals the shell of a trial and the command in it."""
+    with contextlib.suppress(ProcessLookupError):  # ended already
+        os.killpg(process.pid, number)
 
 
 def _shares(jobs: int) -> list[set[int]]:
@@ -248,112 +304,144 @@ def _shares(jobs: int) -> list[set[int]]:
 
 
 def _begin(
-    trial: Trial, command: list[str], directory: Path, cores: set[int]
+    trial: Trial, commands: list[list[str]], directory: Path, cores: set[int]
 ) -> _Running | None:
-    """Starts a run; None while one that another sweep left behind is at it."""
+    """Starts a trial; None while one that another sweep left behind is at it."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
         with (directory / "log.txt").open("a", encoding="utf-8") as log:
-            # The run has the lock as long as it has the file, whatever becomes of us.
+            # The trial has the lock as long as it has the file, whatever becomes of us.
             fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            print("$", shlex.join(command), file=log, flush=True)
-            process = subprocess.Popen(
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                process_group=0,  # Ctrl-C comes from us alone
-            )
+            for command in commands:
+                print("$", shlex.join(command), file=log, flush=True)
+            with _bound_to(cores):
+                process = subprocess.Popen(
+                    script(commands),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    process_group=0,  # Ctrl-C comes from us alone
+                )
     except BlockingIOError:
         return None
     except OSError as error:
         raise UserError(f"{directory}: cannot be written ({error})") from error
-    if cores:
-        with contextlib.suppress(ProcessLookupError):  # ended already
-            os.sched_setaffinity(process.pid, cores)
     return _Running(trial, process, time.monotonic(), cores)
 
 
-def read(trial: Trial, root: Path) -> dict[str, Any] | None:
-    """A finished run as a line of the CSV file; None if it is not finished."""
-    summary = finished(str(root / trial.name)) or {}
-    metric = "score" if "score" in summary else _LOSS
-    if summary.get(metric) is None:
+@contextlib.contextmanager
+def _bound_to(cores: set[int]) -> Iterator[None]:
+    """Keeps this thread, and what it starts meanwhile, on some cores."""
+    if not cores:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, own)
+
+
+def read(trial: Trial, runs: Runs) -> list[dict[str, Any]]:
+    """The finished stages of a trial, each as a line of the CSV file of runs."""
+    lines = []
+    for stage in runs.stages:
+        directory = runs.directory(trial, stage)
+        if score := _score(directory):
+            path = str(directory.relative_to(runs.root))
+            own = {"stage": stage.name, "seed": trial.seed, **score, "path": path}
+            lines.append({**trial.cell.settings, **own})
+    return lines
+
+
+def _score(directory: Path) -> dict[str, Any] | None:
+    """What a finished run achieved; None if it is not finished."""
+    summary = finished(str(directory)) or {}
+    metric = next((name for name in ("score", *_LOSSES) if name in summary), None)
+    if metric is None or summary[metric] is None:
         return None
     return {
-        **trial.cell.settings,
-        "seed": trial.seed,
         "metric": summary.get("score_name", metric),
         "score": summary[metric],
         "best_step": summary.get("best_step", summary["steps"]),
         "seconds": summary["seconds"],
         "examples_per_second": summary.get("examples_per_second"),
-        "path": trial.name,
     }
 
 
 def summarize(
-    cells: Sequence[Cell], results: Sequence[Mapping[str, Any]]
+    cells: Sequence[Cell], runs: Runs, results: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """One row for each cell, the best mean first.
+    """One row for each cell and stage; of a single stage the best mean first.
 
     Args:
       cells: all of them.
+      runs: with the stages.
       results: of the runs that are finished, from `read`.
 
     Returns:
-      `name` and `settings` of a cell, `n`, how many of its runs are finished, and of
+      `name`, `settings` and `stage`, `n`, how many of its runs are finished, and of
       these `metric`, `mean` and `std` (of the sample; None if n = 1) of the score, the
       `best` one and its `best_seed`, mean `seconds` and `examples_per_second` or None.
     """
     rows = []
-    for cell in cells:
-        runs = [r for r in results if r["path"] == Trial(cell, r["seed"]).name]
-        row = {"name": cell.name, "settings": cell.settings, "n": len(runs)}
-        if runs:
-            best = max(runs, key=lambda run: _upward(run["metric"], run["score"]))
-            scores = [run["score"] for run in runs]
-            speeds = [run["examples_per_second"] for run in runs]
-            row |= {
-                "metric": best["metric"],
-                "mean": float(np.mean(scores)),
-                "std": float(np.std(scores, ddof=1)) if len(runs) > 1 else None,
-                "best": best["score"],
-                "best_seed": best["seed"],
-                "seconds": float(np.mean([run["seconds"] for run in runs])),
-                "examples_per_second": None
-                if None in speeds
-                else float(np.mean(speeds)),
-            }
-        rows.append(row)
+    for cell, stage in itertools.product(cells, runs.stages):
+        found = [
+            result
+            for result in results
+            if result["path"] == _path(runs, Trial(cell, result["seed"]), stage)
+        ]
+        row = {"name": cell.name, "settings": cell.settings, "stage": stage.name}
+        rows.append(row | {"n": len(found)} | (_statistics(found) if found else {}))
 
     def rank(row: dict[str, Any]) -> float:
         return _upward(row["metric"], row["mean"]) if row["n"] else -math.inf
 
-    return sorted(rows, key=rank, reverse=True)
+    return sorted(rows, key=rank, reverse=True) if len(runs.stages) == 1 else rows
+
+
+def _path(runs: Runs, trial: Trial, stage: Stage) -> str:
+    return str(runs.directory(trial, stage).relative_to(runs.root))
+
+
+def _statistics(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    best = max(results, key=lambda run: _upward(run["metric"], run["score"]))
+    scores = [run["score"] for run in results]
+    speeds = [run["examples_per_second"] for run in results]
+    return {
+        "metric": best["metric"],
+        "mean": float(np.mean(scores)),
+        "std": float(np.std(scores, ddof=1)) if len(results) > 1 else None,
+        "best": best["score"],
+        "best_seed": best["seed"],
+        "seconds": float(np.mean([run["seconds"] for run in results])),
+        "examples_per_second": None if None in speeds else float(np.mean(speeds)),
+    }
 
 
 def _upward(metric: str, value: float) -> float:
-    return -value if metric == _LOSS else value
+    return -value if metric in _LOSSES else value
 
 
 def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows of `summarize` as a table."""
-    metric = ", ".join(dict.fromkeys(row["metric"] for row in rows if row["n"]))
-    lower = " (lower is better)" if metric == _LOSS else ""
-    names = ["n", f"{metric or 'score'}{lower}", "best seed", "seconds", "examples/s"]
-    lines = [[*rows[0]["settings"], *names]]
-    for row in rows:
-        found = [""] * 4
-        if row["n"]:
-            std, speed = row["std"], row["examples_per_second"]
-            found = [
-                f"{row['mean']:.4f}" + ("" if std is None else f" ± {std:.4f}"),
-                f"{row['best']:.4f} (seed {row['best_seed']})",
-                f"{row['seconds']:.0f}",
-                "" if speed is None else f"{speed:.1f}",
-            ]
-        lines.append([*row["settings"].values(), str(row["n"]), *found])
+    """The rows of `summarize` as a table, with a column for each of several stages."""
+    stages = list(dict.fromkeys(row["stage"] for row in rows))
+    columns = [[row for row in rows if row["stage"] == stage] for stage in stages]
+    if len(stages) == 1:
+        names = ["n", _title(rows), "best seed", "seconds", "examples/s"]
+        values = [[str(row["n"]), _mean(row), *_details(row)] for row in rows]
+    else:
+        titles = map(_title, columns)
+        names = [f"{s}: {title} (n)" for s, title in zip(stages, titles, strict=True)]
+        values = [
+            [f"{_mean(row)} ({row['n']})".lstrip() for row in of_cell]
+            for of_cell in zip(*columns, strict=True)
+        ]
+    settings = [row["settings"] for row in columns[0]]
+    lines = [[*settings[0], *names]]
+    for own, found in zip(settings, values, strict=True):
+        lines.append([*own.values(), *found])
     lines = [[text.replace("|", "\\|") for text in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(1, ["-" * width for width in widths])
@@ -362,11 +450,39 @@ def markdown(rows: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def to_csv(results: Sequence[Mapping[str, Any]]) -> str:
-    """The results, from `read`, a line each; no text if there are none."""
+def _title(rows: Sequence[Mapping[str, Any]]) -> str:
+    metrics = dict.fromkeys(row["metric"] for row in rows if row["n"])
+    lower = " (lower is better)" if metrics and metrics.keys() <= set(_LOSSES) else ""
+    return f"{', '.join(metrics) or 'score'}{lower}"
+
+
+def _mean(row: Mapping[str, Any]) -> str:
+    if not row["n"]:
+        return ""
+    std = row["std"]
+    return f"{row['mean']:.4f}" + ("" if std is None else f" ± {std:.4f}")
+
+
+def _details(row: Mapping[str, Any]) -> list[str]:
+    if not row["n"]:
+        return [""] * 3
+    speed = row["examples_per_second"]
+    return [
+        f"{row['best']:.4f} (seed {row['best_seed']})",
+        f"{row['seconds']:.0f}",
+        "" if speed is None else f"{speed:.1f}",
+    ]
+
+
+def to_csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    """The lines as CSV, settings in columns of their own; no text if there are none."""
+    flat = [{**line.get("settings", {}), **line} for line in lines]
+    for line in flat:
+        line.pop("settings", None)
     out = io.StringIO()
-    if results:
-        writer = csv.DictWriter(out, list(results[0]), lineterminator="\n")
+    names = dict.fromkeys(name for line in flat for name in line)
+    writer = csv.DictWriter(out, list(names), lineterminator="\n")
+    if flat:
         writer.writeheader()
-        writer.writerows(results)
+    writer.writerows(flat)
     return out.getvalue()

@@ -26,6 +26,7 @@ from bert_jax import (
     remote,
     sharding,
     step,
+    teacher,
     tree,
 )
 from bert_jax.checkpoint import Checkpoints
@@ -64,7 +65,7 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
             f"--workdir={workdir} holds an imported model, which is never changed; "
             f"train it in another one with --config.init={workdir}"
         )
-    config, files = settle(initial.adopt(config))
+    config, files = settle(teacher.adopt(initial.adopt(config)))
     distributed.agree(
         "start", {**tree.flatten({"config": asdict(config)}), **_versions()}
     )
@@ -128,8 +129,7 @@ def _first_state(run: Run) -> step.TrainState:
     if config.init:
         return state._replace(params=initial.weights(config, state.params, _say))
     if config.distill.teacher and config.distill.copy:
-        (teacher,) = run.task.given
-        params = initial.copied(config, state.params, teacher, _say)
+        params = teacher.copied(config, state.params, *run.task.given, note=_say)
         return state._replace(params=params)
     return state
 

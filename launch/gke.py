@@ -132,6 +132,11 @@ def jobset(args: argparse.Namespace) -> dict[str, Any]:
         pod["tolerations"].append(
             {"key": "cloud.google.com/gke-spot", "operator": "Exists"}
         )
+    if args.claim:
+        claim, _, path = args.claim.partition(":")
+        container["volumeMounts"].append({"name": "claim", "mountPath": path})
+        volume = {"name": "claim", "persistentVolumeClaim": {"claimName": claim}}
+        pod["volumes"].append(volume)
     if args.service_account:
         pod["serviceAccountName"] = args.service_account
     no_restart = {
@@ -212,6 +217,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--spot", action="store_true", help="on spot nodes")
     add("--service-account", metavar="NAME", help="that may read and write --workdir")
+    add(
+        "--claim",
+        metavar="NAME:PATH",
+        help="a PersistentVolumeClaim that every pod mounts there: a disk for runs",
+    )
     add("command", nargs=argparse.REMAINDER, help="train --config=... --workdir=...")
     args = parser.parse_args(argv)
     if args.command[:1] == ["--"]:
@@ -224,6 +234,8 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error(
             f"--image={args.image}: needs an image, such as gcr.io/me/bert_jax"
         )
+    if args.claim and not re.fullmatch("[a-z0-9][-.a-z0-9]*:/.*", args.claim):
+        parser.error(f"--claim={args.claim}: needs a claim and a path: runs:/runs")
     try:
         args.host = host(args.topology)
     except ValueError as error:

@@ -14,15 +14,16 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bert_jax"
 ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "bert_jax errors",
-    "config tree chips program remote",
+    "config tree chips program remote grid",
     "losses metrics scores sharding distributed log arrays topology",
-    "watch goodput",
+    "watch goodput cluster",
     "model optim data",
     "tasks interop",
     "step",
     "plan",
     "checkpoint evaluate speed",
     "initial labelled",
+    "teacher",
     "run curves",
     "train extract sweep report",
     "cli __main__",

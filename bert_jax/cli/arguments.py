@@ -26,6 +26,7 @@ def parse(
     options: Callable[[ArgumentParser], None] | None = None,
     config_required: bool = True,
     remote_workdir: bool = True,
+    load: bool = True,
 ) -> Namespace:
     """Reads a command's flags and loads its config.
 
@@ -38,6 +39,7 @@ def parse(
       config_required: False for commands that read a run back: without --config
         they take `config.json` from --workdir, and the config may stay None.
       remote_workdir: --workdir may be in a bucket.
+      load: False for a command that reads the config file itself.
 
     Returns:
       `workdir` (str or None; of a run in a bucket the folder from `remote.open_run`),
@@ -85,7 +87,8 @@ def parse(
             )
         args.workdir = remote.open_run(args.workdir)
     args.config_file, args.overrides = args.config, overrides
-    args.config = _load(args.config, args.workdir, overrides, config_required)
+    if load:
+        args.config = _load(args.config, args.workdir, overrides, config_required)
     return args
 
 

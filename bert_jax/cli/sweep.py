@@ -2,11 +2,13 @@
 
 import argparse
 import contextlib
-import json
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from bert_jax import cluster, grid, log, sweep
 from bert_jax.cli.arguments import parse
 from bert_jax.errors import UserError
 
@@ -15,126 +17,178 @@ EXAMPLE = (
     "bert-jax sweep --config=configs/glue.py:sst2 --config.init=runs/base \\\n"
     "    --config.task.train_file=train.tsv --config.task.dev_file=dev.tsv \\\n"
     "    --vary=optim.peak_rate=5e-5,3e-5,2e-5 --vary='phases[0].batch=16,32' \\\n"
-    "    --vary=task.epochs=2,3,4 --seeds=3 --workdir=runs/sst2-sweep"
+    "    --vary=task.epochs=2,3,4 --seeds=3 --workdir=runs/sst2-sweep\n"
+    "  bert-jax sweep --grid=configs/grids/table5.toml:tiny --workdir=runs/table5"
 )
 
 
 def _options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         "--vary",
         metavar="FIELD=V1,V2,...",
         action="append",
         default=[],
         help="values of a config field; of several fields, all combinations",
     )
-    parser.add_argument(
+    add(
         "--grid",
-        metavar="FILE",
-        help='a JSON object of named variants: {"NAME": ["FIELD=VALUE", ...], ...}',
+        metavar="FILE[:SIZE]",
+        help="a .toml file of named variants, such as those in configs/grids; one with "
+        "sizes names its configs too, and --config.STAGE:a.b=VALUE is for one stage",
     )
-    parser.add_argument(
+    add(
         "--seeds",
         metavar="N",
-        help="how many, from 0; or a list: 3,5,8 (default: the config's own)",
+        help="how many, from 0; or a list: 3,5,8 (default: the grid's or config's)",
     )
-    parser.add_argument(
-        "--jobs", metavar="N", type=int, default=1, help="runs at a time (default: 1)"
+    add("--jobs", metavar="N", type=int, help="trials at a time (default here: 1)")
+    add(
+        "--on",
+        metavar="PLACE",
+        default="local",
+        help="local, or 'slurm FLAGS' with flags of sbatch: submits what is left as an "
+        "array; or 'jobset FLAGS' with flags of launch/gke.py: prints JobSets",
     )
+    add("--only", metavar="TRIAL", help="run one trial, by its name, and exit")
+    add("--table", action="store_true", help="make the table, and run nothing")
 
 
 def main(argv: Sequence[str]) -> int:
     """Runs what is not finished yet, and keeps a table of what is."""
     about = "Train with several settings and seeds, and compare the scores."
-    args = parse(argv, about, EXAMPLE, _options, remote_workdir=False)
+    args = parse(argv, about, EXAMPLE, _options, remote_workdir=False, load=False)
+    place, flags = _place(args.on)
     if not args.workdir:
         raise UserError("--workdir=DIR is missing: where the runs and the table go")
-    if args.jobs < 1:
+    if args.jobs is not None and args.jobs < 1:
         raise UserError(f"--jobs={args.jobs}: must be above 0")
-    seeds = [args.config.seed] if args.seeds is None else _seeds(args.seeds)
-    variants = _variants(args.grid) if args.grid else None
-    from bert_jax import log, sweep
-
-    root = Path(args.workdir)
-    cells = sweep.expand(args.vary, variants)
-    sweep.check(args.config_file, args.overrides, cells, seeds, root)
+    found = grid.read(args.grid) if args.grid else grid.Grid()
+    if found.stages and args.config:
+        raise UserError(f"--grid={args.grid} names its configs: leave out --config")
+    if not (found.stages or args.config):
+        raise UserError("--config=FILE is missing, or --grid=FILE:SIZE; see configs/")
+    cells = grid.expand(args.vary, found.axes)
+    stages = found.stages or (grid.Stage("", args.config),)
+    runs = sweep.Runs(Path(args.workdir), stages, tuple(args.overrides))
+    text = args.seeds or found.seeds
+    seeds = grid.seeds(text) if text else [runs.own_seed()]
     # Each seed fills the whole table before the next one begins.
-    trials = [sweep.Trial(cell, seed) for seed in seeds for cell in cells]
-    left = [trial for trial in trials if sweep.read(trial, root) is None]
-    undone, failed = len(left), {}
+    trials = [grid.Trial(cell, seed) for seed in seeds for cell in cells]
+    if args.only is not None:
+        return _only(args.only, trials, runs)
+    sweep.check(runs, cells, seeds)
+    work = _Work(found.title, runs, cells, trials)
+    work.tabulate()  # says at once if the directory cannot be written to
+    left = [] if args.table else work.left
+    if left and place != "local":
+        words = _words(args)
+        cluster.PLACES[place](trials, left, words, flags, runs.root, args.jobs)
+        table = shlex.join(["bert-jax", *words, "--table"])
+        _tell(f"when they have ended, this makes the table: {table}")
+        return 0
+    stopped = sweep.execute(
+        left, runs.commands, runs.root, args.jobs or 1, _tell, work.ended
+    )
+    work.show(args.json)
+    if stopped:
+        _tell("interrupted; the same command goes on")
+        return 128 + stopped
+    if work.failed:
+        _tell(f"failed: {', '.join(work.failed)}; the same command tries again")
+    return 2 if 2 in work.failed.values() else 1 if work.failed else 0
 
-    def tell(text: str) -> None:
-        print(f"sweep: {text}", file=sys.stderr, flush=True)
 
-    def command(trial: sweep.Trial) -> list[str]:
-        flags = [*args.overrides, *trial.cell.overrides, f"seed={trial.seed}"]
-        program = [
-            sys.executable,
-            "-m",
-            "bert_jax",
-            "train",
-            f"--config={args.config_file}",
-        ]
-        flags = [f"--config.{flag}" for flag in flags]
-        return [*program, *flags, f"--workdir={root / trial.name}"]
+def _tell(text: str) -> None:
+    print(f"sweep: {text}", file=sys.stderr, flush=True)
 
-    def tabulate() -> list[dict]:
-        found = [result for trial in trials if (result := sweep.read(trial, root))]
-        rows = sweep.summarize(cells, found)
-        log.write_text(root / "results.md", sweep.markdown(rows))
-        log.write_text(root / "results.csv", sweep.to_csv(found))
+
+def _place(text: str) -> tuple[str, list[str]]:
+    """Where to run, and the flags of what starts it there."""
+    with contextlib.suppress(ValueError):  # a quote that is not closed, or no word
+        place, *flags = shlex.split(text)
+        if place in cluster.PLACES or (place == "local" and not flags):
+            return place, flags
+    raise UserError(f"--on={text}: needs local, 'slurm FLAGS' or 'jobset FLAGS'")
+
+
+def _only(name: str, trials: Sequence[grid.Trial], runs: sweep.Runs) -> int:
+    """Becomes the commands of one trial."""
+    found = [trial for trial in trials if trial.name == name]
+    if not found:
+        names = ", ".join(trial.name for trial in trials)
+        raise UserError(f"--only={name}: no such trial; there are {names}")
+    if commands := runs.commands(found[0]):
+        program = sweep.script(commands)
+        os.execvp(program[0], program)
+    _tell(f"{name} is finished already")
+    return 0
+
+
+def _words(args: argparse.Namespace) -> list[str]:
+    """The command line, without where and how it runs."""
+    given = {"grid": args.grid, "config": args.config_file, "seeds": args.seeds}
+    given["workdir"] = args.workdir
+    return [
+        "sweep",
+        *(f"--{flag}={value}" for flag, value in given.items() if value),
+        *(f"--vary={text}" for text in args.vary),
+        *(f"--config.{text}" for text in args.overrides),
+    ]
+
+
+class _Work:
+    """What is left to do, what failed, and the table of the rest."""
+
+    def __init__(
+        self,
+        title: str,
+        runs: sweep.Runs,
+        cells: Sequence[grid.Cell],
+        trials: Sequence[grid.Trial],
+    ):
+        self.title, self.runs, self.cells, self.trials = title, runs, cells, trials
+        stages = len(runs.stages)
+        self.left = [t for t in trials if len(sweep.read(t, runs)) < stages]
+        self.undone, self.failed = len(self.left), {}
+        if done := len(trials) - self.undone:
+            _tell(f"{done} of {len(trials)} trials are finished already")
+
+    def ended(self, trial: grid.Trial, status: int, seconds: float) -> None:
+        """Takes note of how a trial ended."""
+        self.undone -= 1
+        left = f"{seconds:.0f} s; {self.undone} left"
+        found = sweep.read(trial, self.runs)
+        if len(found) == len(self.runs.stages) and not status:
+            scores = ", ".join(f"{one['metric']} {one['score']:.4f}" for one in found)
+            _tell(f"{trial.name} ends: {scores}, {left}")
+            self.tabulate()
+            return
+        self.failed[trial.name] = status
+        log_file = self.runs.root / trial.name / "log.txt"
+        lines = log_file.read_text("utf-8", "replace").splitlines()[-5:]
+        last = "".join(f"\n    {line}" for line in lines)
+        _tell(f"{trial.name} failed, exit status {status}; {left}{last}")
+
+    def tabulate(self) -> list[dict]:
+        """Writes the table of what is finished; returns its rows."""
+        found = [line for trial in self.trials for line in sweep.read(trial, self.runs)]
+        rows = sweep.summarize(self.cells, self.runs, found)
+        title = f"{self.title}\n\n" if self.title else ""
+        files = {
+            "results.md": title + sweep.markdown(rows),
+            "results.csv": sweep.to_csv(rows),
+            "runs.csv": sweep.to_csv(found),
+        }
+        for name, text in files.items():
+            log.write_text(self.runs.root / name, text)
         return rows
 
-    def ended(trial: sweep.Trial, status: int, seconds: float) -> None:
-        nonlocal undone
-        undone -= 1
-        result = sweep.read(trial, root)
-        if result and not status:
-            score = f"{result['metric']} {result['score']:.4f}"
-            tell(f"{trial.name} ends: {score}, {seconds:.0f} s; {undone} left")
-            tabulate()
+    def show(self, as_json: bool) -> None:
+        """Prints the table."""
+        rows = self.tabulate()
+        if as_json:
+            print(log.to_json({"cells": rows, "failed": self.failed}))
             return
-        failed[trial.name] = status
-        text = (root / trial.name / "log.txt").read_text("utf-8", "replace")
-        last = "".join(f"\n    {line}" for line in text.splitlines()[-5:])
-        tell(f"{trial.name} failed, exit status {status}; {undone} left{last}")
-
-    if undone < len(trials):
-        tell(f"{len(trials) - undone} of {len(trials)} runs are finished already")
-    tabulate()  # says at once if the directory cannot be written to
-    stopped = sweep.execute(left, command, root, args.jobs, tell, ended)
-    rows = tabulate()
-    if args.json:
-        print(log.to_json({"cells": rows, "failed": failed}))
-    else:
-        print(f"{sweep.markdown(rows)}in {root}: results.md; results.csv has every run")
-    if stopped:
-        tell("interrupted; the same command goes on")
-        return 128 + stopped
-    if failed:
-        tell(f"failed: {', '.join(failed)}; the same command tries again")
-    return 2 if 2 in failed.values() else 1 if failed else 0
-
-
-def _seeds(text: str) -> Sequence[int]:
-    with contextlib.suppress(ValueError):
-        listed = [int(part) for part in text.split(",") if part]
-        seeds = listed if "," in text else range(int(text))
-        if seeds and len(set(seeds)) == len(seeds):
-            return seeds
-    raise UserError(
-        f"--seeds={text}: needs their number, or a list of different ones: 3,5,8"
-    )
-
-
-def _variants(path: str) -> dict[str, list[str]]:
-    try:
-        grid = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"--grid={path}: cannot be read ({error})") from error
-    if isinstance(grid, dict) and grid and all(grid):
-        lists = [own for own in grid.values() if isinstance(own, list)]
-        if len(lists) == len(grid) and {type(t) for own in lists for t in own} <= {str}:
-            return grid
-    raise UserError(
-        f'--grid={path}: needs a JSON object {{"NAME": ["FIELD=VALUE", ...], ...}}'
-    )
+        where = f"in {self.runs.root}: results.md, results.csv; runs.csv has every run"
+        print((self.runs.root / "results.md").read_text("utf-8") + where)

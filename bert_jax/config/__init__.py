@@ -13,6 +13,7 @@ from bert_jax.config.schema import (
     TaskSettings,
     Tokenizer,
 )
+from bert_jax.config.validate import problems
 
 __all__ = [
     "Config",
@@ -27,6 +28,7 @@ __all__ = [
     "Tokenizer",
     "freeze",
     "load",
+    "problems",
     "to_config_dict",
     "to_json",
 ]

@@ -226,9 +226,6 @@ def _teaching_problems(config: Config) -> list[str]:
         remedies["distill.layers"] = "layers are counted from 1"
     if config.task.features:
         remedies["task.features"] = "a frozen encoder learns from no teacher"
-    if config.model.mixer != "attention" and settings.attention:
-        path = "distill.attention"
-        remedies[path] = f"config.model.mixer={config.model.mixer} has no such scores"
     return _faults(config, remedies)
 
 

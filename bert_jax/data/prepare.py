@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import xxhash
@@ -33,6 +34,7 @@ from bert_jax.data.tokenizer import (
 from bert_jax.errors import UserError
 
 Progress = Callable[[str], None]
+_WAIT = 0.5  # [s] between two looks at another process's lock
 
 
 def prepare_store(
@@ -61,20 +63,28 @@ def prepare_store(
     if remote.is_remote(directory):
         return _prepare_remote(config, str(directory), num_workers, tell)
     directory = Path(directory)
-    made_from = _made_from(config)
+    made_from = recipe(config)
     partial = directory.with_name(directory.name + ".partial")
     if directory.exists():
         manifest = _existing(config, directory, made_from)
         return {**manifest, "already_prepared": True}
     workers = num_workers or len(os.sched_getaffinity(0))
-    with _partial(partial, made_from):
-        manifest = _build(config, partial, made_from, workers, tell)
-        try:
-            os.rename(partial / "store", directory)
-        except OSError as error:
-            raise UserError(f"{directory}: cannot be made ({error.strerror})") from None
+    with _partial(partial, made_from, tell):
+        ready = directory.exists()  # by another process, which this one waited for
+        if ready:
+            manifest = _existing(config, directory, made_from)
+        else:
+            manifest = _build(config, partial, made_from, workers, tell)
+            _finish(partial, directory)
         shutil.rmtree(partial, ignore_errors=True)
-    return {**manifest, "already_prepared": False}
+    return {**manifest, "already_prepared": ready}
+
+
+def _finish(partial: Path, directory: Path) -> None:
+    try:
+        os.rename(partial / "store", directory)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be made ({error.strerror})") from None
 
 
 def _prepare_remote(config: Config, url: str, workers: int, tell: Progress) -> dict:
@@ -138,7 +148,7 @@ def _build(
     return manifest
 
 
-def _made_from(config: Config) -> dict:
+def recipe(config: Config) -> dict:
     """What a store is made from; two configs with the same may share it."""
     data = config.data
     files = corpus.files(data)
@@ -178,23 +188,13 @@ def _existing(config: Config, directory: Path, made_from: dict) -> dict:
 
 
 @contextlib.contextmanager
-def _partial(partial: Path, made_from: dict) -> Iterator[None]:
+def _partial(partial: Path, made_from: dict, tell: Progress) -> Iterator[None]:
     """Holds DIRECTORY.partial for this process, emptied of other configs' work."""
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = open(partial / "lock", "w")
-    except OSError as error:
-        raise UserError(
-            f"{partial}: cannot be written ({error.strerror}); choose another "
-            "--config.data.store or --workdir"
-        ) from None
+    if (lock := _lock(partial)) is None:
+        tell(f"another process is at work in {partial}; waiting")
+        while (lock := _lock(partial)) is None:
+            time.sleep(_WAIT)
     with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"{partial}: another prepare is at work there; wait for it"
-            ) from None
         identity = json.dumps(made_from, sort_keys=True)
         file = partial / "made_from.json"
         if not file.exists() or file.read_text() != identity:
@@ -206,6 +206,26 @@ def _partial(partial: Path, made_from: dict) -> Iterator[None]:
             yield
         except OSError as error:
             raise UserError(f"{partial}: {error}; run again to continue") from error
+
+
+def _lock(partial: Path) -> IO[str] | None:
+    """The lock of a folder, which is made; None while another process has it."""
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        lock = open(partial / "lock", "w")
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(lock.fileno()).st_nlink:  # else it went with the folder
+                return lock
+    except FileNotFoundError:  # removed between two lines
+        return None
+    except OSError as error:
+        raise UserError(
+            f"{partial}: cannot be written ({error.strerror}); choose another "
+            "--config.data.store or --workdir"
+        ) from None
+    lock.close()
+    return None
 
 
 def _tokenizer(config: Config, partial: Path, tell: Progress) -> TextTokenizer:

@@ -84,6 +84,8 @@ class Bert(nn.Module):
         Returns:
           config.dtype [B, L, D].
         """
+        if self.keep:  # for `capture_intermediates`, by which one pass gives all
+            return self.traces(batch, rng)[0][-1]
         return self._layers(batch, rng)[1]
 
     def hidden_states(self, batch: Batch) -> Float[Array, "states B L D"]:

@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -19,9 +20,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bert_jax import sweep
+from bert_jax import grid, sweep
 from bert_jax.__main__ import main
 from tests import random_run
+from tests.cli import corpus
 
 ROOT = Path(__file__).parents[2]
 VALUES = st.integers(-999, 999) | st.text("x/.%=ä", max_size=3)
@@ -41,10 +43,14 @@ def _flags(fields):
     return [f"{field}={','.join(map(str, v))}" for field, v in fields.items()]
 
 
+def _axes(variants):
+    return {"variant": variants} if variants else {}
+
+
 @settings(max_examples=40)
 @given(FIELDS, VARIANTS)
 def test_a_grid_is_complete_and_its_names_are_good(fields, variants):
-    cells = sweep.expand(_flags(fields), variants)
+    cells = grid.expand(_flags(fields), _axes(variants))
     pairs = [[f"{f}={v}" for v in values] for f, values in sorted(fields.items())]
     wanted = [
         (*own, *chosen)
@@ -61,11 +67,11 @@ def test_a_grid_is_complete_and_its_names_are_good(fields, variants):
 @settings(max_examples=40)
 @given(FIELDS, VARIANTS, st.randoms())
 def test_names_stay_when_the_grid_changes(fields, variants, random):
-    before = {c.name: c.overrides for c in sweep.expand(_flags(fields), variants)}
+    before = {c.name: c.overrides for c in grid.expand(_flags(fields), _axes(variants))}
     flags = _flags({f: random.sample(v, len(v)) for f, v in fields.items()})
     random.shuffle(flags)
     more = {**variants, "one more": []} if variants else variants
-    after = {c.name: c.overrides for c in sweep.expand(flags, more)}
+    after = {c.name: c.overrides for c in grid.expand(flags, _axes(more))}
     assert before.items() <= after.items()
 
 
@@ -79,13 +85,16 @@ def test_names_stay_when_the_grid_changes(fields, variants, random):
     ],
 )
 def test_names_are_short_and_tell_the_values(vary, name):
-    assert sweep.expand(vary)[0].name.startswith(name)
+    assert grid.expand(vary, {})[0].name.startswith(name)
+
+
+RUNS = sweep.Runs(Path("runs"), (grid.Stage("", "config.py"),))
 
 
 def _result(cell, seed, score, metric):
     speed = {"seconds": seed + 1.0, "examples_per_second": None}
     found = {"metric": metric, "score": score, "best_step": 1, **speed}
-    path = sweep.Trial(cell, seed).name
+    path = grid.Trial(cell, seed).name
     return {**cell.settings, "seed": seed, **found, "path": path}
 
 
@@ -94,13 +103,13 @@ def _result(cell, seed, score, metric):
     st.sampled_from(["f1", "eval_mlm_loss"]),
 )
 def test_the_table_is_that_of_numpy(scores, metric):
-    cells = sweep.expand([f"steps={','.join(map(str, range(len(scores))))}"])
+    cells = grid.expand([f"steps={','.join(map(str, range(len(scores))))}"], {})
     results = [
         _result(cell, seed, score, metric)
         for cell, own in zip(cells, scores, strict=True)
         for seed, score in enumerate(own)
     ]
-    rows = sweep.summarize(cells, results)
+    rows = sweep.summarize(cells, RUNS, results)
     best = np.min if metric == "eval_mlm_loss" else np.max
     for row in rows:
         own = scores[int(row["settings"]["steps"])]
@@ -123,16 +132,16 @@ def test_the_table_is_that_of_numpy(scores, metric):
 
 def _execute(folder, code, jobs=1, seeds=2):
     """Runs Python code for some trials; what was told, and how each ended."""
-    trials = [sweep.Trial(cell, s) for s in range(seeds) for cell in sweep.expand([])]
+    trials = [grid.Trial(c, s) for s in range(seeds) for c in grid.expand([], {})]
     told, statuses = [], {}
 
     def ended(trial, status, seconds):
         statuses[trial.seed] = status
 
-    def command(trial):
-        return [sys.executable, "-c", code, str(trial.seed)]
+    def commands(trial):
+        return [[sys.executable, "-c", code, str(trial.seed)]]
 
-    stopped = sweep.execute(trials, command, folder, jobs, told.append, ended)
+    stopped = sweep.execute(trials, commands, folder, jobs, told.append, ended)
     return stopped, statuses, "\n".join(told)
 
 
@@ -201,12 +210,18 @@ STAND_IN = """#!{python}
 import json, pathlib, sys
 assert sys.argv[1:4] == ["-m", "bert_jax", "train"], sys.argv
 flags = dict(word.removeprefix("--").split("=", 1) for word in sys.argv[4:])
-rate, seed = float(flags["config.optim.peak_rate"]), int(flags["config.seed"])
+rate = float(flags.get("config.optim.peak_rate", "0.5"))
+seed = int(flags["config.seed"])
 print("about to learn")
 if rate >= 1:
     sys.exit(int(rate))
-summary = dict(steps=9, best_step=6, score=rate + seed / 100, score_name="accuracy")
-summary.update(seconds=2.0, examples_per_second=20.0)
+summary = dict(steps=9, seconds=2.0)
+if "bert_tiny" in flags["config"]:
+    summary.update(eval_mlm_loss=3 - rate)
+else:
+    summary.update(best_step=6, score=rate + seed / 100, score_name="accuracy")
+    summary.update(examples_per_second=20.0)
+pathlib.Path(flags["workdir"]).mkdir(parents=True, exist_ok=True)
 pathlib.Path(flags["workdir"], "summary.json").write_text(json.dumps(summary))
 """
 
@@ -255,10 +270,10 @@ def test_a_sweep_goes_on_where_it_stopped(sweeps, tmp_path):
     assert rates == ["0.02", "0.01"] and result["failed"] == {}
     status, told, said = sweeps(vary, "--seeds=0,2")
     assert status == 0
-    assert "2 of 4 runs are finished already" in said and said.count("begins") == 2
+    assert "2 of 4 trials are finished already" in said and said.count("begins") == 2
     assert (out / "results.md").read_text() in told
     assert "0.0300 ± 0.0141 | 0.0400 (seed 2)" in told
-    rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
+    rows = list(csv.DictReader(io.StringIO((out / "runs.csv").read_text())))
     assert [row["path"] for row in rows] == [
         f"peak_rate={rate}/seed={seed}" for seed in (0, 2) for rate in ("0.01", "0.02")
     ]
@@ -270,16 +285,17 @@ def test_a_sweep_goes_on_where_it_stopped(sweeps, tmp_path):
 
 @pytest.mark.parametrize(("codes", "status"), [("1", 1), ("1,2", 2)])
 def test_a_failing_run_stops_no_other(sweeps, tmp_path, codes, status):
-    grid = tmp_path / "grid.json"
-    variants = {code: [f"optim.peak_rate={code}"] for code in codes.split(",")}
-    grid.write_text(json.dumps(variants | {"good/one": ["optim.peak_rate=0.5"]}))
-    found, told, said = sweeps(f"--grid={grid}", "--seeds=2", "--jobs=3")
+    names = {**{code: code for code in codes.split(",")}, "good/one": "0.5"}
+    lines = [f'"{name}" = ["optim.peak_rate={own}"]' for name, own in names.items()]
+    (tmp_path / "grid.toml").write_text("\n".join(["[variants]", *lines]))
+    flags = f"--grid={tmp_path / 'grid.toml'}", "--seeds=2", "--jobs=3"
+    found, told, said = sweeps(*flags)
     assert found == status
     assert "1/seed=0 failed, exit status 1; " in said and "    about to learn" in said
     assert "failed: " in said.splitlines()[-1] and "1/seed=1" in said.splitlines()[-1]
     assert told.splitlines()[2].startswith("| good/one | 2 | 0.5050 ± 0.0071 ")
     assert (tmp_path / "out" / "good%2Fone" / "seed=1" / "summary.json").exists()
-    assert len((tmp_path / "out" / "results.csv").read_text().splitlines()) == 3
+    assert len((tmp_path / "out" / "runs.csv").read_text().splitlines()) == 3
 
 
 RATE = "--vary=optim.peak_rate=0.1"
@@ -303,7 +319,7 @@ RATE = "--vary=optim.peak_rate=0.1"
         ([RATE, "--seeds=1,1"], ["--seeds=1,1"]),
         ([RATE, "--jobs=0"], ["--jobs=0"]),
         ([RATE, "--workdir="], ["--workdir"]),
-        (["--grid=none.json"], ["none.json"]),
+        (["--grid=none.toml"], ["none.toml"]),
         ([RATE, "--workdir=/dev/null/x"], ["/dev/null/x"]),
     ],
 )
@@ -315,13 +331,142 @@ def test_bad_input_is_one_message_before_the_first_run(sweeps, tmp_path, flags, 
     assert not list((tmp_path / "out").glob("*/seed=0"))
 
 
+STAGES = """
+title = "Rates"
+[variants]
+low = ["learn:optim.peak_rate=0.1"]
+high = ["learn:optim.peak_rate=RATE"]
+split = ["tokenizer.kind=bpe"]
+[tiny.pretrain]
+config = "configs/bert_tiny.py:smoke"
+set = ["data.source=TEXT", "task.epochs=3"]
+[tiny.learn]
+config = "configs/glue.py:smoke"
+set = ["task.train_file=TEXTS", "task.dev_file=TEXTS"]
+"""
+
+
+@pytest.fixture
+def stages(sweeps, files, tmp_path, monkeypatch, capfd):
+    """Sweeps of two stages; `rate` is that of the variant `high`."""
+    monkeypatch.chdir(ROOT)
+
+    def run(*flags, rate="0.2", source=files / "texts.tsv", text=STAGES):
+        text = text.replace("TEXTS", str(source)).replace("RATE", rate)
+        text = text.replace("TEXT", str(corpus.write(tmp_path / "text.txt")))
+        (tmp_path / "grid.toml").write_text(text)
+        out = f"--workdir={tmp_path / 'out'}"
+        status = main(["sweep", f"--grid={tmp_path / 'grid.toml'}:tiny", out, *flags])
+        return status, *capfd.readouterr()
+
+    return run
+
+
+def _flags_of(folder):
+    """The train commands in a trial's log, each as a dict."""
+    lines = (folder / "log.txt").read_text().splitlines()
+    words = [shlex.split(line)[5:] for line in lines if line.startswith("$")]
+    return [dict(w.removeprefix("--").split("=", 1) for w in one) for one in words]
+
+
+def test_stages_follow_each_other(stages, tmp_path):
+    out = tmp_path / "out"
+    status, told, said = stages("--seeds=2", rate="2")
+    assert status == 2 and "high/seed=0 failed, exit status 2" in said
+    first, second = _flags_of(out / "low/seed=1")
+    assert first["workdir"] == str(out / "low/seed=1/pretrain")
+    assert second["config.init"] == first["workdir"] and "config.init" not in first
+    assert second["config.optim.peak_rate"] == "0.1" and second["config.seed"] == "1"
+    assert "config.optim.peak_rate" not in first
+    stores = {
+        name: _flags_of(out / name)[0]["config.data.store"]
+        for name in ("low/seed=0", "low/seed=1", "high/seed=0", "split/seed=0")
+    }
+    assert Path(stores["low/seed=0"]).parent == out / "store"
+    assert stores["low/seed=0"] == stores["low/seed=1"] == stores["high/seed=0"]
+    assert stores["split/seed=0"] != stores["low/seed=0"]
+    status, told, said = stages("--seeds=2")
+    assert status == 0 and "4 of 6 trials are finished" in said
+    assert [len(_flags_of(out / f"high/seed={i}")) for i in (0, 1)] == [3, 3]
+    table = (out / "results.md").read_text()
+    assert table in told and table.startswith("Rates\n\n| variant | pretrain: eval_mlm")
+    assert re.search(
+        r"\| low +\| 2.5000 ± 0.0000 \(2\) +\| 0.1050 ± 0.0071 \(2\)", table
+    )
+    rows = list(csv.DictReader(io.StringIO((out / "results.csv").read_text())))
+    assert [(row["variant"], row["stage"], row["n"]) for row in rows] == [
+        (variant, stage, "2")
+        for variant in ("low", "high", "split")
+        for stage in ("pretrain", "learn")
+    ]
+    assert {"metric", "mean", "std"} < set(rows[0])
+    runs = list(csv.DictReader(io.StringIO((out / "runs.csv").read_text())))
+    assert len(runs) == 12 and runs[1]["path"] == "low/seed=0/learn"
+
+
+def test_the_table_alone_runs_nothing(stages, tmp_path):
+    status, told, said = stages("--table", "--config.learn:task.epochs=1")
+    assert status == 0 and "begins" not in said and told.count(" (0) ") == 6
+    assert not list((tmp_path / "out").glob("*/seed=0"))
+
+
+def test_every_fault_is_listed_with_its_variant(stages):
+    text = (
+        STAGES
+        + """
+[tiny.variants]
+low = ["learn:optim.peak_rat=1", "model.layers=0"]
+Low = ["learn:optim.peak_rate=0.1"]
+twin = ["learn:optim.peak_rate=1e-1"]
+lost = ["lern:optim.peak_rate=0.3"]
+long = ["learn:phases[0].length=65", "pretrain:model.positions=64"]
+ok = []
+"""
+    )
+    status, _, said = stages(text=text, source="none.tsv")
+    assert status == 2 and "begins" not in said and "Traceback" not in said
+    for words in (
+        "low/learn: --config.optim.peak_rat: no such field",
+        "low/pretrain: the config has these faults",
+        "Low: has the same directory as low",
+        "lost/pretrain and 1 more: --config.lern:optim",
+        "did you mean 'learn'?",
+        "long/learn: config.phases[0].length=65: must",
+        "none.tsv",
+    ):
+        assert words in said, said
+    _, _, said = stages(text=text)
+    assert "twin: has the same settings as Low" in said and "ok" not in said
+
+
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"a": "b=1"}', '{"a": [1]}', '{"": []}', '{"a": {}}']
+    ("flags", "words"),
+    [
+        (["--config=configs/glue.py"], ["leave out --config"]),
+        (["--only=low/seed=9"], ["low/seed=9", "low/seed=0"]),
+        (["--on=moon"], ["--on=moon", "slurm"]),
+        (["--on=local --fast"], ["--on=local --fast"]),
+        (["--on=slurm 'x"], ["--on=slurm 'x"]),
+        (["--config.lern:steps=1"], ["no stage 'lern'", "'learn'?"]),
+        (["--config.data.source=none.txt"], ["none.txt"]),
+    ],
 )
-def test_a_bad_grid_is_named(sweeps, tmp_path, text):
-    (tmp_path / "grid.json").write_text(text)
-    status, _, said = sweeps(f"--grid={tmp_path / 'grid.json'}")
-    assert status == 2 and "grid.json" in said and "Traceback" not in said
+def test_bad_flags_of_a_grid_are_one_message(stages, flags, words):
+    status, _, said = stages(*flags)
+    assert status == 2 and "begins" not in said and "Traceback" not in said
+    assert all(word in said for word in words), said
+
+
+def test_one_trial_alone(stages, tmp_path, monkeypatch):
+    def become(program, words):
+        subprocess.run(words, check=True)
+
+    monkeypatch.setattr(os, "execvp", become)
+    out = tmp_path / "out"
+    assert stages("--only=low/seed=0")[0] == 0
+    found = sorted(path.parent for path in out.rglob("summary.json"))
+    assert found == [out / "low/seed=0/learn", out / "low/seed=0/pretrain"]
+    assert "finished already" in stages("--only=low/seed=0")[2]
 
 
 @pytest.mark.slow

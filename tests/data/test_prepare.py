@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -119,6 +120,30 @@ def test_parts_of_a_stopped_run_are_taken_over(corpus, tmp_path, monkeypatch):
     assert len(calls) == 2 < len(parts)
     prepare.prepare_store(config, tmp_path / "unbroken", 1)
     assert content(directory) == content(tmp_path / "unbroken")
+
+
+def test_two_at_once_make_one_store(corpus, tmp_path, monkeypatch):
+    config, directory = make(corpus), tmp_path / "store"
+    build, built, told, results = prepare._build, [], [], []
+
+    def slowly(*args):
+        built.append(1)
+        other.start()
+        while not told:
+            time.sleep(0.01)
+        return build(*args)
+
+    def again():
+        results.append(prepare.prepare_store(config, directory, 1, told.append))
+
+    other = threading.Thread(target=again)
+    monkeypatch.setattr(prepare, "_build", slowly)
+    monkeypatch.setattr(prepare, "_WAIT", 0.01)
+    manifest = prepare.prepare_store(config, directory, 1)
+    other.join()
+    assert built == [1] and "waiting" in told[0] and len(told) == 1
+    assert results == [{**manifest, "already_prepared": True}]
+    assert not Path(f"{directory}.partial").exists()
 
 
 def test_a_killed_prepare_leaves_no_store_and_no_process(tmp_path):

@@ -88,7 +88,7 @@ def errors(shared):
 @pytest.mark.shared
 @pytest.mark.parametrize("topology", ["v5e:1x1", "v5p:4x4x4", "v6e:16x16", "h100:16"])
 def test_the_schema_has_no_complaint(errors, topology):
-    flags = "--spot", "--service-account=trainer"
+    flags = "--spot", "--service-account=trainer", "--claim=runs:/runs"
     assert errors(manifest(*flags, topology=topology)) == []
     assert errors(manifest(topology=topology)) == []
 
@@ -165,6 +165,12 @@ def test_flags_reach_the_pod():
     plain = job_of(manifest())["template"]["spec"]
     pod = job_of(manifest("--spot", "--service-account=me"))["template"]["spec"]
     assert pod["serviceAccountName"] == "me" and "serviceAccountName" not in plain
+    claimed = job_of(manifest("--claim=runs:/a/b"))["template"]["spec"]
+    volumes = {volume["name"]: volume for volume in claimed["volumes"]}
+    assert volumes["claim"]["persistentVolumeClaim"] == {"claimName": "runs"}
+    (container,) = claimed["containers"]
+    mounts = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
+    assert mounts == {"shm": "/dev/shm", "claim": "/a/b"}
     spot = "cloud.google.com/gke-spot"
     assert pod["nodeSelector"][spot] == "true" and spot not in plain["nodeSelector"]
     assert spot in [t["key"] for t in pod["tolerations"]]
@@ -211,5 +217,7 @@ def test_mistakes_are_said(changes, says):
 def test_mistaken_flags_are_said():
     result = emit("--restarts=-1")
     assert result.returncode == 2 and "must not be negative" in result.stderr
+    result = emit("--claim=runs")
+    assert result.returncode == 2 and "--claim=runs: needs" in result.stderr
     result = emit("--service-account=A")
     assert result.returncode == 2 and "--service-account=A" in result.stderr

@@ -178,6 +178,56 @@ def test_an_array_runs_a_line_a_task(slurm, tmp_path):
         assert _steps(run) == [1, 2, 3, 4]
 
 
+GRID = """
+[variants]
+low = []
+high = ["learn:optim.peak_rate=1e-3"]
+[tiny.pretrain]
+config = "configs/bert_tiny.py:smoke"
+set = ["data.source=TEXT", "data.num_workers=1"]
+[tiny.learn]
+config = "configs/glue.py:smoke"
+set = ["task.train_file=LABELLED", "task.dev_file=LABELLED", "task.epochs=1"]
+"""
+
+
+def test_a_killed_sweep_is_submitted_again(slurm, tmp_path):
+    text, out = corpus.write(tmp_path / "text.txt"), tmp_path / "out"
+    lines = [line for line in text.read_text().splitlines() if line][:32]
+    rows = [f"{line}\t{'yes' if i % 2 else 'no'}\n" for i, line in enumerate(lines)]
+    labelled = tmp_path / "labelled.tsv"
+    labelled.write_text("text\tlabel\n" + "".join(rows))
+    grid = tmp_path / "grid.toml"
+    grid.write_text(GRID.replace("TEXT", str(text)).replace("LABELLED", str(labelled)))
+    sweep = sys.executable, "-m", "bert_jax", "sweep", f"--grid={grid}:tiny"
+    flags = f"--workdir={out}", "--config.keep_best=0", "--seeds=1"
+
+    def submit():
+        on = f"--on=slurm --nodes=1 --chdir={ROOT}"
+        found = slurm.run(*sweep, *flags, on)
+        return re.findall(r"submitted job (\d+): (\d) of 2 trials", found)[0]
+
+    def log():
+        return "".join(path.read_text() for path in out.glob("slurm/*.log"))
+
+    job, count = submit()
+    assert count == "2"
+    until((out / "low/seed=0/pretrain/summary.json").exists, 300, log)
+    slurm.run("scancel", job)
+    until(lambda: not slurm.run("squeue", "--noheader").strip(), 60, log)
+    before = (out / "low/seed=0/pretrain/summary.json").read_bytes()
+    done = [
+        p for p in ("low", "high") if (out / p / "seed=0/learn/summary.json").exists()
+    ]
+    job, count = submit()
+    assert int(count) == 2 - len(done)
+    slurm.wait(job, "COMPLETED")
+    assert (out / "low/seed=0/pretrain/summary.json").read_bytes() == before
+    table = slurm.run(*sweep, *flags, "--table")
+    assert table.count("(1)") == 4 and table == slurm.run(*sweep, *flags)
+    assert len(list((out / "store").iterdir())) == 1, log()
+
+
 def test_a_hang_is_requeued_to_the_cap(slurm, stand_in):
     folder = stand_in("sys.exit(42)")
     job = slurm.submit("train", cwd=folder, nodes=1, MAX_RESTARTS="1")

@@ -32,14 +32,19 @@ def task(model: Model = SMALL, pair: str = "nsp"):
 
 def some_params(model: Model = SMALL, pair: str = "nsp", seed: int = 0):
     """Random parameters, in which no bias is 0 and no scale 1."""
-    shapes = jax.eval_shape(task(model, pair).init, jax.random.key(0))
+    return draw(task(model, pair), seed)
+
+
+def draw(made, seed: int = 0):
+    """The same of any task."""
+    shapes = jax.eval_shape(made.init, jax.random.key(0))
     rng = np.random.default_rng(seed)
 
-    def draw(path, leaf):
+    def one(path, leaf):
         noise = 0.3 * rng.standard_normal(leaf.shape).astype(np.float32)
         return jax.numpy.asarray(noise + (path[-1].key == "scale"))
 
-    return jax.tree_util.tree_map_with_path(draw, shapes)
+    return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def packed(lengths, rows=5, seed=1, total=16, masked=4, vocabulary=37):
