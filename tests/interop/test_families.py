@@ -10,10 +10,6 @@ from safetensors.numpy import load_file
 
 from bert_jax import interop
 from bert_jax.__main__ import main
-from bert_jax.config import Model, TaskSettings, Tokenizer
-from bert_jax.data.tokenizer import load_tokenizer
-from bert_jax.errors import UserError
-from bert_jax.interop import huggingface
 from bert_jax.interop.families import FAMILIES
 from bert_jax.model import Bert
 from tests.interop import hugging
