@@ -33,6 +33,7 @@ _BUCKETS = 250  # of a curve; each keeps its least and its greatest point
 _KNOTS = 200  # where steps are told as tokens and hours; linear between them
 _COLOURS, _DASHES = 6, 4  # that report.html has
 _NONE = "–"
+_SEED = re.compile(r"/seed=\d+(?=[/\"])")  # of a trial's directory
 _TITLES = {  # of metrics, as held out and in training, in the order of the page
     "mlm_loss": "Masked-token loss [nats]",
     "ltr_loss": "Next-token loss [nats]",
@@ -151,7 +152,8 @@ def read(paths: Iterable[str | Path]) -> list[Cell]:
     alike = collections.defaultdict(list)
     for run in runs.values():
         own = {name: value for name, value in run.config.items() if name != "seed"}
-        alike[json.dumps(own, sort_keys=True)].append(run)
+        # The stages of a sweep's trial begin from one another: `init` has the seed.
+        alike[_SEED.sub("", json.dumps(own, sort_keys=True))].append(run)
     groups = [
         sorted(group, key=lambda run: run.config["seed"]) for group in alike.values()
     ]
@@ -217,8 +219,8 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
     """The shortest paths that tell the groups apart; a sweep's without the seeds."""
 
     def place(run: Run) -> Path:
-        path = run.path.absolute()
-        return path.parent if path.name.startswith("seed=") else path
+        parts = run.path.absolute().parts
+        return Path(*(part for part in parts if not part.startswith("seed=")))
 
     users = collections.Counter(
         at for group in groups for at in {place(run) for run in group}

@@ -117,6 +117,16 @@ def study(tmp_path):
     return tmp_path / "s"
 
 
+def test_stages_of_trials_are_one_row_each(tmp_path):
+    """They begin from another run of the same seed, whose path differs."""
+    for seed in (0, 1):
+        trial = tmp_path / f"s/low/seed={seed}"
+        write(trial / "pretrain", seed=seed)
+        write(trial / "sst2", seed=seed, init=str(trial / "pretrain"), steps=40)
+    assert {"pretrain", "sst2"} <= page(tmp_path / "s").rows(0).keys()
+    assert [len(cell.runs) for cell in report.read([tmp_path / "s"])] == [2, 2]
+
+
 def test_runs_that_differ_by_seed_are_one_row(study):
     found = page(study)
     rows = found.rows(0)

@@ -157,6 +157,8 @@ class Bert(nn.Module):
             example = jnp.asarray(batch["example"])
             own = jnp.take_along_axis(example, place, axis=1)
             place += (example[:, None] == own[:, :, None]).sum(-1) - 1
+            # An unused slot points anywhere, but must give a number.
+            place = jnp.minimum(place, example.shape[1] - 1)
         return activate(self.pooler(gather(hidden, place)), self.config.pooler)
 
     def pretrain(self, batch: Batch, rng: jax.Array | None = None) -> Batch:

@@ -79,7 +79,7 @@ def distill(task: Task, teacher: Task, settings: Distill, given: Any) -> Task:
             found["attention_loss"] = _attention(own.scores, wanted, example)
         return found
 
-    factors = dict.fromkeys(task.terms, settings.hard)
+    factors = {n: settings.hard * task.factors.get(n, 1) for n in task.terms}
     factors |= {_soft_name(term): settings.soft for term in task.terms}
     factors |= {f"{k}_loss": getattr(settings, k) for k in ("cosine", *_TRACES)}
     terms = tuple(name for name, factor in factors.items() if factor)

@@ -351,6 +351,20 @@ def test_dropout_follows_its_rng():
     close(pairs["mlm_loss"][0], none["mlm_loss"][0])
 
 
+def test_a_causal_summary_is_that_of_the_last_token():
+    config = variant(mixer="causal_attention")
+    params, batch = some_params(config), packed([7, 9], total=16)
+    unused = np.full((5, 1), 3, np.int32)  # of a full row
+    first = np.concatenate([batch["nsp_position"], unused], axis=1)
+    apply = functools.partial(Bert(config).apply, {"params": params})
+    states = apply(batch, method="encode")
+    found = apply(states, batch | {"nsp_position": first}, method="pool")
+    pooler = params["pooler"]
+    last = jnp.tanh(states[:, [6, 15]] @ pooler["kernel"] + pooler["bias"][None, None])
+    close(found[:, :2], last)
+    assert np.isfinite(found).all()
+
+
 def test_unknown_token_shows_as_nan():
     batch = packed([7, 5, 3])
     batch["token"][0, 0] = 48
