@@ -217,7 +217,7 @@ def kind_of(directory: Path) -> str:
     if file.is_file():
         try:
             return _kind(json.loads(file.read_text("utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # what is in the file may be anything
             raise UserError(f"{file}: no tokenizer is read from it ({error})") from None
     for kind, names in reversed(_FILES.items()):
         if any((directory / name).is_file() for name in names):

@@ -93,6 +93,7 @@ def test_a_student_of_half_the_layers(student, folder):
     assert not any("soft" in name or "cosine" in name for name in names)
     found = parameters(workdir)
     assert {name.split("/")[0] for name in found} == {"embeddings", "layers", "mlm"}
+    assert "embeddings/segment" not in found and saved["model"]["pooler"] == "relu"
     assert all(len(x) == 2 for n, x in found.items() if n.startswith("layers/"))
     with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
         size = sum(leaf.size for leaf in found.values())
@@ -104,6 +105,7 @@ def test_a_student_of_half_the_layers(student, folder):
 def test_it_begins_as_its_teacher(folder, tmp_path):
     given = edits(folder, f"distill.teacher={folder / 'hf'}", "distill.layers=1,3,4")
     given += ["optim.peak_rate=1e-50", "steps=2", "objective.pair=nsp"]
+    given += ["model.segments=2"]  # as many as the teacher has, then
     assert start(DISTILBERT, tmp_path / "run", *given) == 0
     found = parameters(tmp_path / "run")
     wanted = tree.flatten(interop.load(folder / "hf").params)
@@ -123,7 +125,7 @@ def test_a_student_is_a_model_like_others(student, folder, tmp_path, capsys):
     assert main(["fill", f"--workdir={workdir}", "w1 [MASK] w5"]) == 0
     out = tmp_path / "out"
     assert main(["export", f"--workdir={workdir}", f"--output={out}"]) == 0
-    assert json.loads((out / "config.json").read_text())["num_hidden_layers"] == 2
+    assert json.loads((out / "config.json").read_text())["n_layers"] == 2
 
 
 def test_a_student_goes_on_bit_for_bit(folder, tmp_path):

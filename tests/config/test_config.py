@@ -104,6 +104,7 @@ def test_a_bad_override_names_the_field_and_the_remedy(text: str, words: list) -
         "task.lstm_hidden=0",
         "task.null_windows=1.1",
         "model.heads=3",
+        "model.pooler=silu",
         "model.segments=1",
         "model.positions=256",
         "objective.mask_rate=-0.1",
@@ -187,6 +188,10 @@ def test_missing_file_and_unknown_variant() -> None:
         config.load("gone.py:smoke")
     with pytest.raises(UserError, match="use paper, cpu, smoke"):
         config.load(f"{TINY}:fast")
+    roberta = str(Path(TINY).with_name("roberta.py"))
+    assert config.load(f"{roberta}:smoke,large").optim.peak_rate == 4e-4
+    with pytest.raises(UserError, match="use base, large, cpu, smoke"):
+        config.load(f"{roberta}:paper")
 
 
 def test_saved_config_takes_overrides(tmp_path: Path) -> None:

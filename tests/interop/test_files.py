@@ -268,6 +268,7 @@ def _pickle(content):
         (lambda d: (d / "config.json").write_text("{"), "cannot be read as JSON"),
         (lambda d: (d / "config.json").unlink(), "no model there"),
         (lambda d: (d / "vocab.txt").unlink(), "no tokenizer.json or vocab.txt"),
+        (lambda d: (d / "tokenizer.json").write_text("[1]"), "no tokenizer is read"),
     ],
 )
 def test_bad_files_leave_nothing_behind(copy, tmp_path, capsys, damage, message):
