@@ -28,7 +28,8 @@ def adopt(config: Config) -> Config:
     """The config with what `distill.teacher` decides of the student, if that is set.
 
     That is the tokenizer, all sizes of a student that begins as some of its layers,
-    and where `distill.layers` is () what that stands for.
+    and where `distill.layers` is () what that stands for. A student that is to have
+    no segments leaves those of the teacher out, as Sanh et al. 2019, section 3.
 
     Args:
       config: from `initial.adopt`.
@@ -42,6 +43,8 @@ def adopt(config: Config) -> Config:
     model, tokenizer = describe(settings.teacher, "config.distill.teacher")
     copy = settings.copy and not config.init
     names = ("vocab_size", "vocab_multiple") if not copy else WEIGHTS_DECIDE
+    if not config.model.segments:
+        names = [name for name in names if name not in ("segments", "pooler")]
     config = take(config, model, tokenizer, () if config.init else names)
     if copy:
         count = len(settings.layers) or max(1, model.layers // 2)

@@ -10,9 +10,9 @@ from bert_jax.config import presets
 
 
 def get_config(arg: str = ""):
-    """The config, by Sanh et al. 2019, section 3: no sentence pairs."""
+    """The config, by Sanh et al. 2019, section 3: no sentence pairs, no segments."""
     config = presets.bert("base")
-    config.model.layers = 6
+    config.model.update(layers=6, segments=0, pooler="relu")
     config.objective.pair = "none"
     config.distill.update(soft=5.0, hard=2.0, cosine=1.0)
     return presets.variants(config, arg)

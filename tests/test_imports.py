@@ -100,6 +100,11 @@ def test_the_loop_names_no_task() -> None:
 VARIANTS = ("", "smoke", "paper", "cpu", "paper,smoke")
 TASKS = dict.fromkeys(("squad", "swag"), ("", "smoke"))
 OWN = {"glue": ("", *presets.GLUE, "mnli,smoke"), **TASKS}
+PLAIN = ("", "smoke", "cpu", "cpu,smoke")
+OWN |= dict.fromkeys(("spanbert", "modern", "mamba"), PLAIN)
+OWN["roberta"] = (*PLAIN, "large", "large,smoke")
+OWN["albert"] = (*VARIANTS, "large", "xlarge", "xlarge,smoke")
+OWN["electra"] = (*VARIANTS, "small", "base", "base,smoke", "base,paper")
 OWN["ner"] = ("", "smoke", "features", "features,smoke")
 
 

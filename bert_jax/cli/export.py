@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -45,22 +46,31 @@ def main(argv: Sequence[str]) -> int:
     best = "eval_score" if config.task.score else None
     step, params = parameters(args.workdir, lambda rng: {}, mesh, best)
     pad = tokenizer.vocabulary().pad
-    kind, tensors = huggingface.to_tensors(params, config.model, config.task, pad)
+    made = {
+        folder: (model, *huggingface.to_tensors(part, model, config.task, pad))
+        for folder, (model, part) in huggingface.halves(params, config).items()
+    }
     summary = _read(remote.where(workdir, remote.SUMMARY))
     store = store_directory(config, args.workdir)
     manifest = _read(remote.where(store, remote.MANIFEST))
-    size = sum(array.size for array in tensors.values())
-    text = card(
-        config, remote.where(workdir).resolve().name, kind, summary, manifest, size
-    )
+    title = remote.where(workdir).resolve().name
     output = Path(args.output)
-    huggingface.save(output, config, kind, tensors, tokenizer, text)
-    settings = configs.to_json(config)
-    (output / "bert_jax_config.json").write_text(settings, encoding="utf-8")
+    huggingface.make(output)
+    for folder, (model, kind, tensors) in made.items():
+        own = dataclasses.replace(config, model=model)
+        size = sum(array.size for array in tensors.values())
+        text = card(own, title, kind, summary, manifest, size)
+        huggingface.save(output / folder, own, kind, tensors, tokenizer, text)
+        settings = configs.to_json(config)
+        (output / folder / "bert_jax_config.json").write_text(settings, "utf-8")
+    kinds = {str(output / folder): kind for folder, (_, kind, _) in made.items()}
     if args.json:
-        print(json.dumps({"output": args.output, "class": kind, "step": step}))
+        kind = next(iter(kinds.values()))
+        result = {"output": args.output, "class": kind, "step": step, "models": kinds}
+        print(json.dumps(result))
         return 0
-    print(f'{args.output}: step {step}; load it with {kind}.from_pretrained("...")')
+    for path, kind in kinds.items():
+        print(f'{path}: step {step}; load it with {kind}.from_pretrained("...")')
     return 0
 
 

@@ -5,6 +5,7 @@ miniatures). The recipe is that of Devlin et al. 2019, appendix A.2.
 """
 
 import dataclasses
+from collections.abc import Iterable
 
 from ml_collections import ConfigDict
 
@@ -49,17 +50,40 @@ def bert(size: str, arg: str = "") -> ConfigDict:
     return variants(to_config_dict(config), arg)
 
 
-def variants(config: ConfigDict, arg: str) -> ConfigDict:
-    """Applies the comma-separated variants, such as `paper,smoke`, to a config."""
+def variants(
+    config: ConfigDict, arg: str, sizes: Iterable[str] = (), without: Iterable[str] = ()
+) -> ConfigDict:
+    """Applies the comma-separated variants, such as `paper,smoke`, to a config.
+
+    Args:
+      config: to be edited.
+      arg: the variants.
+      sizes: other words that may be among them, for `size`.
+      without: variants that this config does not have.
+
+    Returns:
+      The same config.
+
+    Raises:
+      UserError: `arg` holds another word.
+    """
     edits = {"paper": paper, "cpu": cpu, "smoke": smoke}
+    edits = {word: edits[word] for word in edits if word not in without}
+    known = (*sizes, *edits)
     for word in filter(None, arg.split(",")):
-        if word not in edits:
-            known = ", ".join(edits)
+        if word not in known:
             raise UserError(
-                f"--config=...:{arg}: unknown variant {word!r}; use {known}"
+                f"--config=...:{arg}: unknown variant {word!r}; use {', '.join(known)}"
             )
-        edits[word](config)
+        if word in edits:
+            edits[word](config)
     return config
+
+
+def size(arg: str, sizes: Iterable[str]) -> str:
+    """The last of the sizes that is named in `arg`, or else the first there is."""
+    named = [word for word in arg.split(",") if word in sizes]
+    return [*list(sizes)[:1], *named][-1]
 
 
 def paper(config: ConfigDict) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from bert_jax.config import Config
+from bert_jax.interop.families import CLASSES
 
 _PIPELINES = {
     "pretrain": "fill-mask",
@@ -33,18 +34,19 @@ def card(
       manifest: of its token store; empty if there is none.
       size: parameters.
     """
-    model = config.model
+    model, (family, _) = config.model, CLASSES[kind]
     tags = [f"language: {config.data.language}", "library_name: transformers"]
-    if config.task.kind in _PIPELINES:
+    # What tells replaced tokens is for fine-tuning; there is no pipeline for it.
+    if config.task.kind in _PIPELINES and kind != "ElectraForPreTraining":
         tags.append(f"pipeline_tag: {_PIPELINES[config.task.kind]}")
     return "\n".join(
         [
             "---",
             *tags,
-            "tags:\n- bert\n- bert-jax",
+            f"tags:\n- {family.kind}\n- bert-jax",
             "---",
             f"# {name}\n",
-            f"BERT with {model.layers} layers of {model.hidden} features, "
+            f"{family.title} with {model.layers} layers of {model.hidden} features, "
             f"{model.heads} attention heads, {model.positions} positions, "
             f"{model.vocab_size:,} tokens ({config.tokenizer.kind}) and {size:,} "
             "parameters, written by bert-jax.\n",

@@ -290,3 +290,8 @@ DISTILBERT = Family(  # Sanh et al. 2019
 )
 # The first that can hold a model takes it; a model with one segment is a RoBERTa.
 FAMILIES = (ROBERTA, DISTILBERT, ALBERT, ELECTRA, BERT)
+CLASSES = {
+    family.title + suffix: (family, found)
+    for family in FAMILIES
+    for suffix, found in family.classes.items()
+}

@@ -13,7 +13,7 @@ from bert_jax.config import Config, Model, TaskSettings
 from bert_jax.data.tokenizer import TextTokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import names
-from bert_jax.interop.families import BERT, FAMILIES, Class, Family, narrow
+from bert_jax.interop.families import BERT, CLASSES, FAMILIES, Class, Family, narrow
 from bert_jax.interop.source import (
     Described,
     Source,
@@ -23,13 +23,9 @@ from bert_jax.interop.source import (
     read_tokenizer,
 )
 
+_SHAPE = {"segments", "embedding", "layer_groups"}  # what tells families apart
 # Arrays of fixed numbers that some versions save.
 _CONSTANTS = ("embeddings.position_ids", "embeddings.token_type_ids")
-_KNOWN = {
-    family.title + suffix: (family, found)
-    for family in FAMILIES
-    for suffix, found in family.classes.items()
-}
 
 
 def describe(directory: Path) -> Described:
@@ -236,12 +232,8 @@ def save(
     Raises:
       UserError: the directory has files in it, or cannot be written.
     """
+    make(directory)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        if any(directory.iterdir()):
-            raise UserError(
-                f"--output={directory} is not empty; choose another directory"
-            )
         tokenizer.save(directory)
         _write(
             directory / "tokenizer_config.json", _tokenizer_config(config, tokenizer)
@@ -253,9 +245,43 @@ def save(
         # Last: without it nothing takes the directory for a model.
         _write(directory / "config.json", _config(config, kind, tokenizer))
     except OSError as error:
-        raise UserError(
-            f"--output={directory}: cannot be written ({error.strerror or error})"
-        ) from error
+        raise _unwritable(directory, error) from error
+
+
+def make(directory: Path) -> None:
+    """Makes an empty directory for a model, or takes one that is there.
+
+    Raises:
+      UserError: it has files in it, or cannot be made.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        full = any(directory.iterdir())
+    except OSError as error:
+        raise _unwritable(directory, error) from error
+    if full:
+        raise UserError(f"--output={directory} is not empty; choose another directory")
+
+
+def _unwritable(directory: Path, error: OSError) -> UserError:
+    reason = error.strerror or error
+    return UserError(f"--output={directory}: cannot be written ({reason})")
+
+
+def halves(params: Mapping[str, Any], config: Config) -> dict[str, tuple[Model, Any]]:
+    """The models that a run's parameters make up: sizes and parameters, by folder.
+
+    One, whose folder is "", or both halves of an ELECTRA. Clark et al. 2020, section 2.
+    """
+    if "generator" not in params:
+        return {"": (config.model, params)}
+    small = config.model.narrowed(config.objective.generator_size)
+    generator = {"embeddings": params["embeddings"], **params["generator"]}
+    discriminator = {name: p for name, p in params.items() if name != "generator"}
+    return {
+        "discriminator": (config.model, discriminator),
+        "generator": (small, generator),
+    }
 
 
 def to_tensors(
@@ -276,14 +302,15 @@ def to_tensors(
     Raises:
       UserError: no class fits the model, its parts, or the task.
     """
-    if task.features:
+    if task.features or task.lstm:
+        name = "features" if task.features else "lstm"
         raise UserError(
-            f"config.task.features={task.features}: transformers has no BERT with an "
+            f"config.task.{name}={getattr(task, name)}: transformers has none with an "
             "LSTM, so this model cannot be exported; use it with bert-jax predict, or "
             "export config.init, whose encoder it has unchanged"
         )
     kind = _choose(set(params), model, task)
-    family, named = _KNOWN[kind]
+    family, named = CLASSES[kind]
     wanted = names.encoder(model) | {*named.parts, *named.may}
     chosen = {part: value for part, value in params.items() if part in wanted}
     classes = len(params["head"]["bias"]) if "head" in named.parts else 0
@@ -301,7 +328,7 @@ def _choose(parts: set[str], model: Model, task: TaskSettings) -> str:
     wanted = "classify" if task.kind == "regress" else task.kind
     held = [
         kind
-        for kind, (_, named) in _KNOWN.items()
+        for kind, (_, named) in CLASSES.items()
         if named.task == wanted and set(named.parts) <= parts
     ]
     if not held:
@@ -309,13 +336,15 @@ def _choose(parts: set[str], model: Model, task: TaskSettings) -> str:
             f"no Hugging Face class holds a {task.kind} model of these parts: "
             f"{', '.join(sorted(parts))}"
         )
-    found = {kind: _obstacles(model, *_KNOWN[kind]) for kind in held}
-    best = min(
-        held,
-        key=lambda kind: (len(found[kind]), _KNOWN[kind][0].pooler != model.pooler),
-    )
+    found = {kind: _obstacles(model, *CLASSES[kind]) for kind in held}
+
+    def distance(kind: str) -> tuple[int, ...]:
+        faults, family = found[kind], CLASSES[kind][0]
+        return len(faults & _SHAPE), len(faults), family.pooler != model.pooler
+
+    best = min(held, key=distance)
     if found[best]:
-        fields = (f"{name}={getattr(model, name)!r}" for name in found[best])
+        fields = (f"{name}={getattr(model, name)!r}" for name in sorted(found[best]))
         raise UserError(
             f"config.model has {', '.join(fields)}: neither {best} of transformers, "
             "the nearest, nor any other of its classes that are known here computes "
@@ -324,7 +353,7 @@ def _choose(parts: set[str], model: Model, task: TaskSettings) -> str:
     return best
 
 
-def _obstacles(model: Model, family: Family, named: Class) -> list[str]:
+def _obstacles(model: Model, family: Family, named: Class) -> set[str]:
     """Fields of a model that a class cannot express."""
     least, most = family.segments
     fits = {
@@ -340,11 +369,11 @@ def _obstacles(model: Model, family: Family, named: Class) -> list[str]:
         "embedding": narrow(model) in family.narrow,
         "layer_groups": bool(model.layer_groups) == ("layer_groups" in family.sizes),
     }
-    return [name for name, good in fits.items() if not good]
+    return {name for name, good in fits.items() if not good}
 
 
 def _config(config: Config, kind: str, tokenizer: TextTokenizer) -> dict[str, Any]:
-    model, labels, (family, _) = config.model, config.task.labels, _KNOWN[kind]
+    model, labels, (family, _) = config.model, config.task.labels, CLASSES[kind]
     vocabulary = tokenizer.vocabulary()
     ids = {
         "pad_token_id": vocabulary.pad,
@@ -381,8 +410,8 @@ def _tokenizer_config(config: Config, tokenizer: TextTokenizer) -> dict[str, Any
     roles = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
     values: dict[str, Any] = dict(zip(roles, tokenizer.special, strict=True))
     values["model_max_length"] = config.model.positions
-    if config.model.segments < 2:
-        values["model_input_names"] = ["input_ids", "attention_mask"]
+    segment = ["token_type_ids"] if config.model.segments > 1 else []
+    values["model_input_names"] = ["input_ids", *segment, "attention_mask"]
     if tokenizer.kind != "wordpiece":
         return values | {"tokenizer_class": "PreTrainedTokenizerFast"}
     return values | {

@@ -86,14 +86,27 @@ def test_a_directory_without_a_model(imported, tmp_path, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["wordpiece", "bpe", "byte_bpe", "unigram"])
-def test_fill_mask_of_transformers_gives_the_same_answer(kind, tmp_path, capsys):
+@pytest.mark.parametrize(
+    ("preset", "kind"),
+    [
+        *(("bert_tiny", kind) for kind in ("wordpiece", "bpe", "byte_bpe", "unigram")),
+        ("roberta", "byte_bpe"),
+        ("albert", "unigram"),
+        ("spanbert", "wordpiece"),
+    ],
+)
+def test_fill_mask_of_transformers_gives_the_same_answer(
+    preset, kind, tmp_path, capsys
+):
     hugging.torch()
     import transformers
 
     text = corpus.write(tmp_path / "text.txt")
     run, out = tmp_path / "run", tmp_path / "out"
-    assert _train(text, run, f"--config.tokenizer.kind={kind}") == 0
+    flags = [f"--config.tokenizer.kind={kind}", f"--config.data.source={text}"]
+    flags += ["--config.data.num_workers=1", f"--workdir={run}"]
+    smoke = f"--config={ROOT / 'configs' / preset}.py:smoke"
+    assert main(["train", smoke, *flags]) == 0
     assert main(["export", f"--workdir={run}", f"--output={out}"]) == 0
     pipeline = transformers.pipeline("fill-mask", model=str(out), top_k=5)
     words = text.read_text().split()

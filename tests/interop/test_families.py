@@ -10,8 +10,15 @@ from safetensors.numpy import load_file
 
 from bert_jax import interop
 from bert_jax.__main__ import main
+from bert_jax.checkpoint import Checkpoints
+from bert_jax.config import Config, Model, Objective, TaskSettings, Tokenizer, to_json
+from bert_jax.data.tokenizer import load_tokenizer
+from bert_jax.errors import UserError
+from bert_jax.interop import huggingface
 from bert_jax.interop.families import FAMILIES
 from bert_jax.model import Bert
+from bert_jax.model.electra import ReplacedHead
+from bert_jax.tasks.pretrain import pretrain
 from tests.interop import hugging
 
 # Every class, with the BERT it was before: test_files and test_parity have that one.
@@ -73,7 +80,15 @@ def _theirs(model, kind, arrays):
     return [np.concatenate(each) if each else None for each in (tokens, examples)]
 
 
-@pytest.mark.parametrize("kind", [k for k in KINDS if k != "ElectraForPreTraining"])
+def _odds(source, arrays):
+    """Logits of replaced tokens."""
+    bert, head = Bert(source.model), ReplacedHead(source.model)
+    apply = jax.jit(bert.apply, static_argnames="method")
+    hidden = apply({"params": source.params}, arrays, method="encode")
+    return jax.jit(head.apply)({"params": source.params["rtd"]}, hidden)[:, :, 1]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_packed_rows_give_the_logits_of_transformers(kind, tmp_path):
     named = {0: "no", 1: "perhaps", 2: "yes"}
     several = kind.endswith(("SequenceClassification", "TokenClassification"))
@@ -91,6 +106,9 @@ def test_packed_rows_give_the_logits_of_transformers(kind, tmp_path):
     if "nsp" not in source.params and source.task.kind == "pretrain":
         del arrays["nsp_position"]
     variables = {"params": source.params}
+    if "rtd" in source.params:
+        _close(_odds(source, arrays)[0], tokens)
+        return
     found = apply(variables, arrays, method=method[source.task.kind])
     if source.task.kind == "pretrain":
         _close(found["mlm_logits"][0, :, : source.model.vocab_size], tokens)
@@ -142,3 +160,118 @@ def test_export_of_import_is_bit_identical_and_loads(kind, tmp_path, capfd):
     assert first.model == second.model and first.task == second.task
     assert first.pair == second.pair
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
+
+
+TEXTS = [*hugging.TEXT[:3], "the quick", "", "a \u4e2d b"]
+
+
+@pytest.mark.parametrize("family", ["Roberta", "Albert"])
+def test_tokens_are_those_of_transformers(family, tmp_path):
+    hugging.torch()
+    import transformers
+
+    source = tmp_path / "source"
+    source.mkdir()
+    hugging.saved(source, f"{family}ForMaskedLM", hugging.SETTINGS[family])
+    theirs = getattr(transformers, f"{family}Tokenizer").from_pretrained(source)
+    _, out = _round_trip(source, tmp_path)
+    again = transformers.AutoTokenizer.from_pretrained(out)
+    ours = interop.load(source).tokenizer
+    found, offsets = ours.encode_batch(TEXTS)
+    ids = [part.tolist() for part in np.split(found, offsets[1:-1])]
+    assert ids == theirs(TEXTS, add_special_tokens=False)["input_ids"]
+    assert ids == again(TEXTS, add_special_tokens=False)["input_ids"]
+    framed = theirs("the fox" + theirs.mask_token)["input_ids"]
+    assert framed == again("the fox" + again.mask_token)["input_ids"]
+    vocabulary = ours.vocabulary()
+    assert framed[0] == vocabulary.cls and framed[-1] == vocabulary.sep
+    assert framed[-2] == vocabulary.mask == ours.encode("[MASK]", special=True)[0]
+    assert vocabulary.pad == theirs.pad_token_id == again.pad_token_id
+    given = again("the fox", "the dog")
+    assert ("token_type_ids" in given) == (family == "Albert")
+
+
+def _tiny(**edits):
+    settings = {"vocab_size": 201, "hidden": 48, "layers": 2, "heads": 4, "mlp": 80}
+    return Model(**settings | {"positions": 128, "dtype": "float32"} | edits)
+
+
+@pytest.mark.parametrize(
+    ("edits", "fields"),
+    [
+        ({"norm": "pre", "position": "rope", "window": 8}, "window position norm"),
+        ({"mixer": "mamba", "segments": 0, "position": "none"}, "mixer position"),
+        ({"feed_forward": "geglu"}, "feed_forward"),
+        ({"layer_groups": 1}, "embedding layer_groups"),
+        ({"embedding": 24, "activation": "gelu_tanh"}, "activation"),
+        ({"activation": "silu"}, "activation"),
+    ],
+)
+def test_what_no_class_computes_is_refused_by_the_fields_in_the_way(edits, fields):
+    model = _tiny(**edits)
+    init = pretrain(model, Objective(pair="none")).init
+    params = jax.eval_shape(init, jax.random.key(0))
+    with pytest.raises(UserError) as caught:
+        huggingface.to_tensors(params, model, TaskSettings())
+    named = re.findall(r"(\w+)=", str(caught.value))
+    assert set(named) <= set(fields.split()) and named, str(caught.value)
+
+
+def _electra_run(folder, params, config):
+    """A run directory that holds an ELECTRA, as if trained."""
+    run = folder / "run"
+    with Checkpoints(run / "checkpoints") as checkpoints:
+        checkpoints.save_params(params)
+    hugging.write_vocabulary(folder, config.model.vocab_size)
+    load_tokenizer(folder, Tokenizer()).save(run / "tokenizer")
+    (run / "config.json").write_text(to_json(config))
+    return run
+
+
+@pytest.mark.parametrize("embedding", [24, 0])
+def test_both_halves_of_an_electra(embedding, tmp_path, capfd):
+    torch = hugging.torch()
+    import transformers
+
+    model = _tiny(embedding=embedding, activation="gelu", pooler="gelu", init_std=0.2)
+    objective = Objective(kind="rtd", pair="none", generator_size=0.5)
+    params = pretrain(model, objective).init(jax.random.key(1))
+    config = Config(model=model, objective=objective)
+    run, out = _electra_run(tmp_path, params, config), tmp_path / "out"
+    capfd.readouterr()
+    assert main(["export", f"--workdir={run}", f"--output={out}", "--json"]) == 0
+    told = json.loads(capfd.readouterr().out.splitlines()[-1])
+    kinds = {
+        "discriminator": "ElectraForPreTraining",
+        "generator": "ElectraForMaskedLM",
+    }
+    assert told["models"] == {str(out / half): kind for half, kind in kinds.items()}
+    token = np.random.default_rng(0).integers(5, 201, (1, 17)).astype(np.int32)
+    arrays = {"token": token, "segment": token * 0, "example": token * 0 + 1}
+    place = np.arange(17, dtype=np.int32)[None]
+    arrays |= {"position": place, "mlm_position": place}
+    for half, kind in kinds.items():
+        found, report = getattr(transformers, kind).from_pretrained(
+            out / half, output_loading_info=True
+        )
+        assert not any(report.values()), report
+        with torch.no_grad():
+            wanted = found.eval()(torch.tensor(token).long()).logits.numpy()
+        source = interop.load(out / half)
+        if half == "generator":
+            apply = jax.jit(Bert(source.model).apply, static_argnames="method")
+            outputs = apply({"params": source.params}, arrays, method="pretrain")
+            ours = outputs["mlm_logits"]
+            small = {"embeddings": params["embeddings"], **params["generator"]}
+            jax.tree.map(_same_rows, source.params, small)
+        else:
+            ours = _odds(source, arrays)
+            whole = {name: p for name, p in params.items() if name != "generator"}
+            jax.tree.map(_same_rows, source.params, whole)
+        _close(np.asarray(ours)[..., : wanted.shape[-1]], wanted)
+
+
+def _same_rows(a, b):
+    """Equal, but for rows that pad the vocabulary."""
+    rows = 201 if a.shape[0] == 256 else len(a)
+    np.testing.assert_array_equal(a[:rows], b[:rows])
