@@ -226,6 +226,9 @@ def _teaching_problems(config: Config) -> list[str]:
         remedies["distill.layers"] = "layers are counted from 1"
     if config.task.features:
         remedies["task.features"] = "a frozen encoder learns from no teacher"
+    if config.task.kind == "pretrain" and config.objective.kind == "rtd":
+        path = "objective.kind"
+        remedies[path] = "teacher and student would draw other tokens; use mlm"
     return _faults(config, remedies)
 
 

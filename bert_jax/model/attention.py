@@ -87,7 +87,13 @@ class Attention(nn.Module):
                 mixed = attend_to(*arrays)
             else:
                 near = functools.partial(attend_to, window=config.window)
-                mixed = jax.lax.cond(wide, attend_to, near, *arrays)
+                # Worked out again in the backward pass, which would else keep what
+                # either branch needs: for the near one, keys and values thrice.
+                either = jax.checkpoint(
+                    functools.partial(jax.lax.cond, wide, attend_to, near),
+                    prevent_cse=not config.scan,
+                )
+                mixed = either(*arrays)
             return Dense(config, (config.hidden,), inputs=2, name="out")(mixed)
 
         y = add_residual(config, Norm(config, name="norm"), x, mix, after)

@@ -106,5 +106,6 @@ def _questions(
     """
     flat = [x.reshape(-1) for x in (score, weight, group)]
     score, weight, group = flat
-    own = (group == jnp.arange(score.size)[:, None]) & (weight > 0)
+    own = group[None] == jnp.arange(score.size)[:, None]
+    own &= (weight > 0)[None]
     return jnp.where(own, score[None], -1e30), own.any(1).astype(jnp.float32)

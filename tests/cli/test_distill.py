@@ -82,8 +82,8 @@ def test_a_student_of_half_the_layers(student, folder):
     saved = json.loads((workdir / "config.json").read_text())
     assert saved["distill"]["layers"] == [2, 5]
     assert saved["model"]["layers"] == 2 and saved["model"]["hidden"] == 24
-    lines = [json.loads(x) for x in (workdir / "metrics.jsonl").read_text().split("\n")
-             if x]  # fmt: skip
+    text = (workdir / "metrics.jsonl").read_text()
+    lines = [json.loads(line) for line in text.splitlines()]
     told = [x for x in lines if x["kind"] == "train"]
     for x in told:
         parts = 5 * x["mlm_soft_loss"] + 2 * x["mlm_loss"] + x["cosine_loss"]
@@ -95,11 +95,6 @@ def test_a_student_of_half_the_layers(student, folder):
     assert {name.split("/")[0] for name in found} == {"embeddings", "layers", "mlm"}
     assert "embeddings/segment" not in found and saved["model"]["pooler"] == "relu"
     assert all(len(x) == 2 for n, x in found.items() if n.startswith("layers/"))
-    with Checkpoints(workdir / "checkpoints", read_only=True) as checkpoints:
-        size = sum(leaf.size for leaf in found.values())
-        rest = checkpoints._manager.item_metadata(8)["rest"]
-        moments = [leaf.size for leaf in jax.tree.leaves(dict(rest)["opt_state"])]
-        assert sum(moments) < 2 * size + 9
 
 
 def test_it_begins_as_its_teacher(folder, tmp_path):
@@ -178,14 +173,14 @@ def tune(folder, workdir, *more):
 @pytest.fixture(scope="module")
 def tuned(folder):
     """A teacher of the task."""
-    given = [f"init={folder / 'hf'}", "task.epochs=6"]
+    given = [f"init={folder / 'hf'}", "task.epochs=10"]
     assert tune(folder, folder / "tuned", *given) == 0
     return folder / "tuned"
 
 
 def test_a_task_is_learnt_from_a_tuned_teacher(folder, tuned, tmp_path):
     run = tmp_path / "run"
-    assert tune(folder, run, f"distill.teacher={tuned}", "task.epochs=6") == 0
+    assert tune(folder, run, f"distill.teacher={tuned}", "task.epochs=10") == 0
     assert summary(run)["score"] >= 0.9
     lines = (run / "metrics.jsonl").read_text()
     assert '"soft_loss"' in lines
@@ -202,7 +197,7 @@ def refused(capsys, workdir, words):
     told = capsys.readouterr().err
     assert told.count("bert-jax: error:") == 1 and "Traceback" not in told
     assert all(word in told for word in words), told
-    assert not (workdir / "checkpoints" / "0").exists()
+    assert not (workdir / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +206,10 @@ def refused(capsys, workdir, words):
         (["distill.teacher=nothing/here"], ["nothing/here", "no model there"]),
         (["distill.teacher=gs://b/run"], ["config.distill.teacher", "this disk"]),
         (["distill.layers=2,6"], ["distill.layers=(2, 6)", "1 to 5"]),
-        (["distill.copy=false", "distill.layers=1", "distill.hidden=1"], ["of", "2"]),
+        (
+            ["distill.copy=false", "distill.layers=1", "distill.hidden=1"],
+            ["for each of the student's 2"],
+        ),
         (["distill.copy=false", "model.layers=6", "distill.hidden=1"], ["1 to 5"]),
         (["distill.copy=false"], ["distill.cosine=1.0", "model.hidden=24"]),
         (
@@ -277,9 +275,11 @@ def test_a_teacher_with_nameless_classes(labels, words):
         "distill.layers=0,1",
         "distill.layers=a",
         "task.features=last",
+        "objective.kind=rtd",
     ],
 )
 def test_every_rule_names_its_field(edit):
-    zero = ["distill.hard=0", "distill.cosine=0", "distill.teacher=t", "task.kind=tag"]
-    with pytest.raises(UserError, match=r"config\.\w+\.\w"):
+    zero = ["distill.hard=0", "distill.cosine=0", "distill.teacher=t"]
+    zero += ["task.kind=tag"] * ("task" in edit)
+    with pytest.raises(UserError, match=f"config.{edit.partition('=')[0]}"):
         configs.load(DISTILBERT, [*zero, edit])

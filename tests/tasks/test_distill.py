@@ -201,7 +201,12 @@ def steps(*shape, accumulate=1):
 
 
 @pytest.mark.parametrize(
-    ("shape", "accumulate"), [((2, 2, 2), 1), ((8, 1, 1), 1), ((1, 1, 1), 4)]
+    ("shape", "accumulate"),
+    [
+        ((2, 2, 2), 1),
+        ((1, 1, 1), 4),
+        pytest.param((8, 1, 1), 1, marks=pytest.mark.slow),
+    ],
 )
 def test_neither_mesh_nor_micro_batches_change_a_step(shape, accumulate):
     one, many = steps(1, 1, 1), steps(*shape, accumulate=accumulate)
@@ -240,8 +245,9 @@ def test_the_teacher_is_an_argument_and_no_constant():
         state = step.init_state(task, OPTIMIZER, mesh, 0)
         losses.append(float(make(state, packed([7, 5, 3]), *given)[1]["mlm_soft_loss"]))
     assert losses[0] != losses[1]
-    text = make.lower(state._replace(), packed([7, 5, 3]), *task.given).as_text()
-    assert max(map(len, text.splitlines())) < 20_000
+    text = make.lower(state, packed([7, 5, 3]), *task.given).as_text()
+    constants = [line for line in text.splitlines() if "constant" in line]
+    assert constants and max(map(len, constants)) < 1000
 
 
 def soft(task, logits, teacher, batch, how):
