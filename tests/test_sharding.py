@@ -9,6 +9,7 @@ from jax.sharding import PartitionSpec
 from bert_jax import config, sharding, tree
 from bert_jax.errors import UserError
 from bert_jax.tasks.classify import classify
+from bert_jax.tasks.distill import distill
 from bert_jax.tasks.pretrain import pretrain
 from tests import linear_task
 from tests.model.batches import SMALL
@@ -55,6 +56,9 @@ def test_every_parameter_has_one_rule_and_every_rule_a_parameter():
     edits += [{"embedding": 8, "norm": "pre", "feed_forward": "geglu"}]
     models = [dataclasses.replace(SMALL, **edit) for edit in edits]
     tasks = [pretrain(m, objective) for m in (SMALL, *models)]
+    narrow = dataclasses.replace(SMALL, hidden=8)
+    rules = config.Distill(hidden=1.0, layers=(1, 2))
+    tasks += [distill(pretrain(narrow, objective), tasks[0], rules, None)]
     met = set()
     for task in (classify(SMALL, settings), *tasks):
         shapes = jax.eval_shape(task.init, jax.random.key(0))

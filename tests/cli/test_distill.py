@@ -123,6 +123,7 @@ def test_a_student_is_a_model_like_others(student, folder, tmp_path, capsys):
     assert json.loads((out / "config.json").read_text())["n_layers"] == 2
 
 
+@pytest.mark.slow
 def test_a_student_goes_on_bit_for_bit(folder, tmp_path):
     given = edits(folder, f"distill.teacher={folder / 'run'}", "steps=6")
     assert start(DISTILBERT, tmp_path / "whole", *given) == 0
@@ -143,6 +144,7 @@ def test_a_student_goes_on_bit_for_bit(folder, tmp_path):
     assert again["params_digest"] == summary(tmp_path / "whole")["params_digest"]
 
 
+@pytest.mark.slow
 def test_a_narrow_student_and_its_maps(folder, tmp_path, capsys):
     workdir, again = tmp_path / "run", tmp_path / "again"
     given = edits(folder, "model.hidden=12", "model.heads=3", "steps=2")
@@ -178,6 +180,7 @@ def tuned(folder):
     return folder / "tuned"
 
 
+@pytest.mark.slow
 def test_a_task_is_learnt_from_a_tuned_teacher(folder, tuned, tmp_path):
     run = tmp_path / "run"
     assert tune(folder, run, f"distill.teacher={tuned}", "task.epochs=10") == 0

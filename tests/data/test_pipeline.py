@@ -19,7 +19,7 @@ DOCUMENTS = st.lists(
     st.lists(st.integers(1, 70), min_size=1, max_size=12), min_size=1, max_size=12
 )
 OBJECTIVES = st.builds(
-    lambda form, **rest: Objective(*form, **rest),
+    lambda form, **rest: Objective("mlm", *form, **rest),
     st.sampled_from(
         [("nsp", "auto"), ("none", "auto"), ("sop", "auto")]
         + [("nsp", "sentence_pair"), ("sop", "sentence_pair")]
