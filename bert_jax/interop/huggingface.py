@@ -304,10 +304,12 @@ def to_tensors(
     """
     if task.features or task.lstm:
         name = "features" if task.features else "lstm"
+        instead = ", or export config.init, whose encoder it has unchanged"
         raise UserError(
             f"config.task.{name}={getattr(task, name)}: transformers has none with an "
-            "LSTM, so this model cannot be exported; use it with bert-jax predict, or "
-            "export config.init, whose encoder it has unchanged"
+            "LSTM, so this model cannot be exported; use it with bert-jax predict"
+            + instead
+            * bool(task.features)
         )
     kind = _choose(set(params), model, task)
     family, named = CLASSES[kind]
@@ -324,7 +326,7 @@ def to_tensors(
 
 
 def _choose(parts: set[str], model: Model, task: TaskSettings) -> str:
-    """The class that holds a model; of several, one that summarises as it does."""
+    """The class that holds a model; of several, one that has its pooler and most."""
     wanted = "classify" if task.kind == "regress" else task.kind
     held = [
         kind
@@ -339,8 +341,9 @@ def _choose(parts: set[str], model: Model, task: TaskSettings) -> str:
     found = {kind: _obstacles(model, *CLASSES[kind]) for kind in held}
 
     def distance(kind: str) -> tuple[int, ...]:
-        faults, family = found[kind], CLASSES[kind][0]
-        return len(faults & _SHAPE), len(faults), family.pooler != model.pooler
+        faults, (family, named) = found[kind], CLASSES[kind]
+        other = family.pooler != model.pooler
+        return len(faults & _SHAPE), len(faults), other, -len(named.parts)
 
     best = min(held, key=distance)
     if found[best]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import Any
 
 import jax
 import numpy as np
@@ -192,7 +193,13 @@ def test_tokens_are_those_of_transformers(family, tmp_path):
 
 
 def _tiny(**edits):
-    settings = {"vocab_size": 201, "hidden": 48, "layers": 2, "heads": 4, "mlp": 80}
+    settings: dict[str, Any] = {
+        "vocab_size": 201,
+        "hidden": 48,
+        "layers": 2,
+        "heads": 4,
+        "mlp": 80,
+    }
     return Model(**settings | {"positions": 128, "dtype": "float32"} | edits)
 
 
@@ -215,6 +222,25 @@ def test_what_no_class_computes_is_refused_by_the_fields_in_the_way(edits, field
         huggingface.to_tensors(params, model, TaskSettings())
     named = re.findall(r"(\w+)=", str(caught.value))
     assert set(named) <= set(fields.split()) and named, str(caught.value)
+
+
+def test_an_lstm_on_top_is_refused():
+    settings = TaskSettings(kind="classify", labels=("a", "b"), lstm=True)
+    with pytest.raises(UserError, match=r"task.lstm=True.*predict$"):
+        huggingface.to_tensors({}, _tiny(), settings)
+
+
+def test_the_class_with_most_of_the_parts_is_chosen():
+    model = _tiny(segments=1, activation="gelu")
+    shapes = jax.eval_shape(pretrain(model, Objective()).init, jax.random.key(0))
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    kind, _ = huggingface.to_tensors(params, model, TaskSettings())
+    assert kind == "BertForPreTraining"
+    without = {name: params[name] for name in ("embeddings", "layers", "mlm")}
+    kind, tensors = huggingface.to_tensors(without, model, TaskSettings(), pad=4)
+    assert kind == "RobertaForMaskedLM"
+    table = tensors["roberta.embeddings.position_embeddings.weight"]
+    assert len(table) == model.positions + 5
 
 
 def _electra_run(folder, params, config):
@@ -257,6 +283,8 @@ def test_both_halves_of_an_electra(embedding, tmp_path, capfd):
         assert not any(report.values()), report
         with torch.no_grad():
             wanted = found.eval()(torch.tensor(token).long()).logits.numpy()
+        card = (out / half / "README.md").read_text()
+        assert ("pipeline_tag" in card) == (half == "generator")
         source = interop.load(out / half)
         if half == "generator":
             apply = jax.jit(Bert(source.model).apply, static_argnames="method")
