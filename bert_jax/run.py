@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from bert_jax import distributed, labelled, log, optim, remote, sharding, teacher
-from bert_jax.config import Config, to_json
+from bert_jax.config import Config, load, to_json
 from bert_jax.data import prepare
 from bert_jax.data.pipeline import Batches
 from bert_jax.data.store import Store, open_store
@@ -246,7 +246,9 @@ def claim(config: Config, workdir: str) -> None:
             if distributed.index() == 0:
                 log.write_text(path, text)
             return
-        old, new = json.loads(path.read_text()), json.loads(text)
+        json.loads(path.read_text())
+        # As this version reads it: an older one knew fewer fields.
+        old, new = (json.loads(t) for t in (to_json(load(str(path))), text))
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: cannot be written ({error.strerror}); choose "

@@ -24,10 +24,11 @@ def restore(args: argparse.Namespace) -> tuple[Run, int, Any]:
       UserError: there is no run, or no checkpoint in it.
     """
     config = require(args)
-    # The run's own, as the model that it began as may be gone.
-    path = str(Path(args.workdir) / "tokenizer")
-    tokenizer = dataclasses.replace(config.tokenizer, path=path)
-    config = dataclasses.replace(config, tokenizer=tokenizer)
+    if config.tokenizer.path:
+        # The run's own copy: the model that it began as may be gone.
+        path = str(Path(args.workdir) / "tokenizer")
+        tokenizer = dataclasses.replace(config.tokenizer, path=path)
+        config = dataclasses.replace(config, tokenizer=tokenizer)
     kind = config.task.kind
     files = labelled.read(config.task, train=False) if kind in labelled.KINDS else None
     run = assemble(config, args.workdir, lambda _: None, files)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,24 @@ def test_a_finished_run_says_so_and_changes_nothing(run, capsys):
     assert main(arguments) == 0
     assert "was finished already" in capsys.readouterr().out
     assert (workdir / "summary.json").read_bytes() == before
+
+
+def test_a_run_of_an_older_version_goes_on(run, tmp_path, capsys):
+    """Its config.json lacks the fields that came later, which are at their defaults."""
+    workdir, arguments = run
+    older = tmp_path / "older"
+    shutil.copytree(workdir, older)
+    config = json.loads((older / "config.json").read_text())
+    del config["model"]["norm"], config["distill"], config["objective"]["kind"]
+    (older / "config.json").write_text(json.dumps(config))
+    again = [a if "--workdir" not in a else f"--workdir={older}" for a in arguments]
+    store = f"--config.data.store={workdir / 'store'}"
+    assert main([*again, store]) == 2  # that is another config
+    assert "config.data.store" in capsys.readouterr().err
+    assert main(again) == 0
+    assert "was finished already" in capsys.readouterr().out
+    assert main([*again, "--config.model.norm=pre"]) == 2
+    assert "config.model.norm: 'post' there, 'pre' now" in capsys.readouterr().err
 
 
 def test_another_run_starts_from_its_weights(run, tmp_path):
