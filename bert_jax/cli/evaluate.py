@@ -21,12 +21,17 @@ def main(argv: Sequence[str]) -> int:
     )
     if args.goodput:
         return _goodput(args)
+    import jax
+
     from bert_jax import evaluate
     from bert_jax.cli.restore import restore
     from bert_jax.sharding import batch_sharding
     from bert_jax.step import make_eval_step, make_score_step
 
     run, step, params = restore(args)
+    # Of those that are there, as the objective may be another one than in training.
+    needed = jax.eval_shape(run.task.init, jax.random.key(0))
+    params = {part: params[part] for part in needed}
     data = run.data.held_out(len(run.config.phases) - 1)
     steps = make_eval_step(run.task, run.mesh), make_score_step(run.task, run.mesh)
     place = batch_sharding(run.mesh)

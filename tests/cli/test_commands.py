@@ -127,6 +127,14 @@ def test_evaluate_repeats_the_summary(run, capsys):
     assert result["eval_mlm_loss"] == pytest.approx(summary["eval_mlm_loss"], abs=1e-5)
 
 
+def test_evaluate_by_another_objective(run, capsys):
+    workdir, _ = run
+    pair = "--config.objective.pair=none"
+    assert main(["evaluate", f"--workdir={workdir}", pair, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert scores["eval_mlm_loss"] > 0 and "eval_nsp_loss" not in scores
+
+
 def test_fill_prints_probabilities_of_real_tokens(run, capsys):
     workdir, _ = run
     text = "a [MASK] in a [MASK]."
