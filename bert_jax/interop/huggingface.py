@@ -303,13 +303,13 @@ def to_tensors(
       UserError: no class fits the model, its parts, or the task.
     """
     if task.features or task.lstm:
-        name = "features" if task.features else "lstm"
-        instead = ", or export config.init, whose encoder it has unchanged"
+        name, instead = "lstm", ""
+        if task.features:
+            instead = ", or export config.init, whose encoder it has unchanged"
+            name = "features"
         raise UserError(
-            f"config.task.{name}={getattr(task, name)}: transformers has none with an "
-            "LSTM, so this model cannot be exported; use it with bert-jax predict"
-            + instead
-            * bool(task.features)
+            f"config.task.{name}={getattr(task, name)}: transformers has no model with "
+            f"an LSTM, so this one cannot be exported; use bert-jax predict{instead}"
         )
     kind = _choose(set(params), model, task)
     family, named = CLASSES[kind]

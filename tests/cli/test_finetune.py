@@ -265,7 +265,7 @@ def test_entities_are_learned_from_fixed_features(files, tmp_path, capsys):
         assert digests[0] == digests[1]
     out = tmp_path / "exported"
     assert main(["export", f"--workdir={run}", f"--output={out}"]) == 2
-    assert "transformers has no BERT with an LSTM" in capsys.readouterr().err
+    assert "transformers has no model with an LSTM" in capsys.readouterr().err
     assert not out.exists()
 
 
