@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import xxhash
 
@@ -19,30 +20,32 @@ from bert_jax.errors import UserError
 from bert_jax.grid import Trial
 
 
-def slurm(
-    trials: Sequence[Trial],
-    left: Sequence[Trial],
-    words: Sequence[str],
-    flags: Sequence[str],
-    root: Path,
-    jobs: int | None,
-) -> None:
+class Order(NamedTuple):
+    """What is to be run elsewhere."""
+
+    trials: Sequence[Trial]  # all of them
+    left: Sequence[Trial]  # those to be run
+    words: Sequence[str]  # of the sweep, after `bert-jax`
+    flags: Sequence[str]  # of the launcher
+    root: Path  # of the sweep; it has to be where all nodes can reach it
+    jobs: int | None  # that run at a time; None is any number
+
+
+def slurm(order: Order) -> None:
     """Submits an array with a task for each trial that is left.
 
-    Args:
-      trials: all of them; a task's number is the place in this list.
-      left: those to be run.
-      words: of the sweep, after `bert-jax`.
-      flags: of sbatch.
-      root: of the sweep; it has to be where all nodes can reach it.
-      jobs: how many run at a time; None is any number.
+    A task's number is the place of its trial among all.
 
     Raises:
       UserError: SLURM is not there or refuses, or has trials of this sweep already.
     """
+    trials, left, words, flags, root, jobs = order
     script = _launcher("slurm.sbatch")
     if not shutil.which("sbatch"):
-        raise UserError("--on=slurm: there is no sbatch on this machine")
+        raise UserError(
+            "--on=slurm: there is no sbatch on this machine; submit where SLURM is, or "
+            "leave out --on"
+        )
     name = f"sweep-{_digest(str(root.resolve()))}"
     if queued := _output(["squeue", "--noheader", "--format=%F", f"--name={name}"]):
         job = queued.split()[0]
@@ -63,22 +66,18 @@ def slurm(
     print(f"submitted job {job.split(';')[0]}: {len(left)} of {len(trials)} trials")
 
 
-def jobset(
-    trials: Sequence[Trial],
-    left: Sequence[Trial],
-    words: Sequence[str],
-    flags: Sequence[str],
-    root: Path,
-    jobs: int | None,
-) -> None:
-    """Prints a JobSet for each trial that is left, to be applied; see `slurm`.
+def jobset(order: Order) -> None:
+    """Prints a JobSet for each trial that is left, to be applied.
 
     Raises:
       UserError: launch/gke.py refuses, or `jobs` is set.
     """
     script, manifests = _launcher("gke.py"), []
+    _, left, words, flags, root, jobs = order
     if jobs:
-        raise UserError(f"--jobs={jobs}: the cluster decides how many JobSets run")
+        raise UserError(
+            f"--jobs={jobs}: the cluster decides how many JobSets run; leave it out"
+        )
     for trial in left:
         # Labels of RFC 1123, told apart where they are alike after that or too long.
         plain = re.sub("[^a-z0-9]+", "-", trial.name.lower())[-28:].strip("-")

@@ -51,7 +51,7 @@ def train_flops(
     Returns:
       [FLOP a row].
     """
-    hidden, embedding = model.hidden, model.embedding or model.hidden
+    hidden, embedding = model.hidden, model.embedding_width
     layers = model.layers * (_mixed(model, length) + _forward(model))
     layers += hidden * embedding * (embedding != hidden)
     if objective and objective.kind == "rtd":

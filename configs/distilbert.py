@@ -2,8 +2,8 @@
 
 Command: python -m bert_jax train --config=configs/distilbert.py \
     --workdir=runs/distilbert --config.distill.teacher=RUN_OR_HUGGING_FACE_DIR
-Variants: :paper (the original code's choices), :cpu (learns in an hour on a few
-cores), :smoke (seconds). Sizes other than the number of layers are the teacher's.
+Variants: :paper (the original code's choices), :cpu (short rows and small batches, for
+a small teacher), :smoke (seconds). Sizes but the number of layers are the teacher's.
 """
 
 from bert_jax.config import presets

@@ -2,8 +2,8 @@
 
 Command: python -m bert_jax train --config=configs/tinybert.py \
     --workdir=runs/tinybert --config.distill.teacher=RUN_OR_HUGGING_FACE_DIR
-Variants: :paper (the original code's choices), :cpu (learns in an hour on a few
-cores), :smoke (seconds). The task stage is fine-tuning from this run with
+Variants: :paper (the original code's choices), :cpu (short rows and small batches, for
+a small teacher), :smoke (seconds). The task stage is fine-tuning from this run with
 --config.distill.teacher=TUNED_RUN and the same losses, then from that one with soft.
 """
 

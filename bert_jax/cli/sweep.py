@@ -83,7 +83,8 @@ def main(argv: Sequence[str]) -> int:
     left = [] if args.table else work.left
     if left and place != "local":
         words = _words(args)
-        cluster.PLACES[place](trials, left, words, flags, runs.root, args.jobs)
+        parts = trials, left, words, flags, runs.root, args.jobs
+        cluster.PLACES[place](cluster.Order(*parts))
         table = shlex.join(["bert-jax", *words, "--table"])
         _tell(f"when they have ended, this makes the table: {table}")
         return 0

@@ -106,6 +106,11 @@ class Model:
     scan: bool = True  # one compiled layer in a loop, or all layers unrolled
     remat: str = "none"  # none, full, or dots: keep matrix products, redo the rest
 
+    @property
+    def embedding_width(self) -> int:
+        """Features of the embeddings."""
+        return self.embedding or self.hidden
+
     def narrowed(self, share: float) -> "Model":
         """The same with less hidden features, heads and feed-forward features.
 
@@ -113,7 +118,7 @@ class Model:
         """
         return dataclasses.replace(
             self,
-            embedding=self.embedding or self.hidden,
+            embedding=self.embedding_width,
             hidden=round(self.hidden * share),
             heads=max(1, round(self.heads * share)),
             mlp=round(self.mlp * share),

@@ -119,11 +119,16 @@ def _layer_problems(config: Config) -> dict[str, str]:
     model, remedies = config.model, {}
     attends = model.mixer.endswith("attention")
     if model.position == "rope" and not attends:
-        remedies["model.position"] = f"turns queries; {model.mixer} has none"
+        remedies["model.position"] = (
+            f"turns the queries of attention, and mixer={model.mixer} has none; choose "
+            "learned, sinusoidal or none"
+        )
     elif model.position == "rope" and model.hidden // max(1, model.heads) % 2:
-        remedies["model.position"] = "needs an even number of features of a head"
+        remedies["model.position"] = "needs an even config.model.hidden / heads"
     if model.window and (model.window % 2 or not attends):
-        remedies["model.window"] = "must be even, for both sides, and of attention"
+        remedies["model.window"] = (
+            "must be even, half of it for each side, and without attention 0"
+        )
     if model.layer_groups > 0:
         optim = config.optim
         if model.layers % model.layer_groups:
@@ -178,7 +183,7 @@ def _kind_problems(config: Config) -> dict[str, str]:
         path = "objective.pair"
         remedies[path] = f"must be none with config.objective.kind={objective.kind}"
     if objective.kind == "ltr" and objective.masking != "token":
-        remedies["objective.masking"] = "config.objective.kind=ltr masks nothing"
+        remedies["objective.masking"] = "must be token with config.objective.kind=ltr"
     if objective.kind == "rtd":
         small = model.narrowed(objective.generator_size)
         if not 0 < objective.generator_size <= 1 or min(small.hidden, small.mlp) < 1:
@@ -186,7 +191,10 @@ def _kind_problems(config: Config) -> dict[str, str]:
             remedies[path] = "must be above 0 and at most 1, and leave a feature"
         elif small.hidden % small.heads:
             path = "objective.generator_size"
-            remedies[path] = f"gives {small.heads} heads, {small.hidden} features"
+            remedies[path] = (
+                f"makes hidden {small.hidden} and heads {small.heads}, which must divide"
+                " it; choose another share"
+            )
         if objective.span_boundary:
             remedies["objective.span_boundary"] = "needs config.objective.kind=mlm"
     return remedies
@@ -199,7 +207,10 @@ def _tuning_problems(config: Config) -> list[str]:
     if config.task.lstm and (
         config.task.features or config.task.kind in ("pretrain", "encoder")
     ):
-        remedies["task.lstm"] = "is for fine-tuning; task.features brings its own"
+        remedies["task.lstm"] = (
+            "is for fine-tuning, and config.task.features brings an LSTM of its own; "
+            "set one of them alone"
+        )
     if not 0 <= config.task.null_windows <= 1:
         remedies["task.null_windows"] = "must lie between 0 and 1"
     try:

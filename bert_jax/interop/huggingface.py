@@ -399,7 +399,7 @@ def _config(config: Config, kind: str, tokenizer: TextTokenizer) -> dict[str, An
     }
     values[family.sizes["positions"]] += lead(family, ids)
     if "embedding" in family.sizes:
-        values[family.sizes["embedding"]] = model.embedding or model.hidden
+        values[family.sizes["embedding"]] = model.embedding_width
     if config.task.kind == "regress":
         labels = ("LABEL_0",)
         values["problem_type"] = "regression"

@@ -44,7 +44,7 @@ def _sizes(model: Model, classes: int) -> dict[str, int]:
         "V": model.vocab_size,
         "W": padded_vocabulary(model),
         "D": model.hidden,
-        "E": model.embedding or model.hidden,
+        "E": model.embedding_width,
         "H": model.heads,
         "h": model.hidden // model.heads,
         "F": model.mlp,

@@ -295,8 +295,7 @@ def _cudnn(causal, window, query, key, value, example):
         )
 
     # Padding sees padding: the mask of a row without anything allowed is not defined.
-    filled = jnp.where(example > 0, example, example.max() + 1)
-    return _masked(attend, causal, window, query, key, value, filled)
+    return _masked(attend, causal, window, query, key, value, example + 1)
 
 
 def _splash(causal, window, query, key, value, example):

@@ -59,7 +59,7 @@ class Bert(nn.Module):
         """Declares the parameters and parts."""
         config = self.config
         self.embeddings = self.shared or Embeddings(config)
-        if config.embedding not in (0, config.hidden):
+        if config.embedding_width != config.hidden:
             self.project = Dense(config, (config.hidden,))
         self.layers = stack(config, self.keep)
         if config.norm != "post":
@@ -131,7 +131,7 @@ class Bert(nn.Module):
             batch["position"],
             None if words is None else words.embeddings,
         )
-        if config.embedding not in (0, config.hidden):
+        if config.embedding_width != config.hidden:
             x = self.project(x)
         turn = wide = None
         if config.position == "rope":
@@ -230,7 +230,7 @@ class MaskedHead(nn.Module):
     def setup(self) -> None:
         """Declares the parameters and parts."""
         config = self.config
-        self.transform = Dense(config, (config.embedding or config.hidden,))
+        self.transform = Dense(config, (config.embedding_width,))
         self.norm = Norm(config)
         shape = (padded_vocabulary(config),)
         self.bias = self.param("bias", nn.initializers.zeros, shape, jnp.float32)

@@ -44,7 +44,7 @@ class Embeddings(nn.Module):
         config, init = self.config, initializer(self.config)
 
         def table(name: str, rows: int) -> Array:
-            shape = rows, config.embedding or config.hidden
+            shape = rows, config.embedding_width
             return self.param(name, init, shape, jnp.float32)
 
         self.token = table("token", padded_vocabulary(config))

@@ -64,20 +64,18 @@ def pretrain(model: Model, objective: Objective) -> Task:
         }
 
     def pairs(outputs: Batch, batch: Batch) -> Pairs:
-        places, found = choices(outputs, batch), {}
-        whole = {**batch, **outputs}
-        for name, (_, labels) in heads.items():
-            label = jnp.asarray(whole[f"{labels}_label"])
-            scores, weight = places[f"{name}_loss"]
+        whole, found = {**batch, **outputs}, {}
+        for term, (scores, weight) in choices(outputs, batch).items():
+            name = term.removesuffix("_loss")
+            label = jnp.asarray(whole[f"{heads[name][1]}_label"])
             entropy, right = cross_entropy(scores, label, weight)
-            found |= {f"{name}_loss": entropy, f"{name}_accuracy": right}
+            found |= {term: entropy, f"{name}_accuracy": right}
         return found
 
     def predict(params: dict[str, Any], batch: Batch) -> Batch:
         outputs = bert.apply({"params": params}, batch, method="pretrain")
-        size = {"nsp_logits": 2, "rtd_logits": 2}
         return {
-            name: array[:, :, : size.get(name, model.vocab_size)]
+            name: array[:, :, : model.vocab_size]
             for name, array in outputs.items()
             if name.endswith("_logits")
         }

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bert_jax.__main__ import main
 from tests.conftest import IN_CI
 
 TEXT = [
@@ -174,3 +175,11 @@ def labels(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
         "labels": pt.tensor(masked, dtype=pt.long),
         "next_sentence_label": pt.tensor(arrays["nsp_label"][:, 0], dtype=pt.long),
     }
+
+
+def round_trip(source, folder):
+    """A directory of transformers as a run, and that exported again."""
+    run, out = folder / "run", folder / "out"
+    assert main(["import", f"--source={source}", f"--workdir={run}"]) == 0
+    assert main(["export", f"--workdir={run}", f"--output={out}"]) == 0
+    return run, out

@@ -121,13 +121,6 @@ def test_packed_rows_give_the_logits_of_transformers(kind, tmp_path):
         _close(found[0], wanted)
 
 
-def _round_trip(source, folder):
-    run, out = folder / "run", folder / "out"
-    assert main(["import", f"--source={source}", f"--workdir={run}"]) == 0
-    assert main(["export", f"--workdir={run}", f"--output={out}"]) == 0
-    return run, out
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_of_import_is_bit_identical_and_loads(kind, tmp_path, capfd):
     import transformers
@@ -135,7 +128,7 @@ def test_export_of_import_is_bit_identical_and_loads(kind, tmp_path, capfd):
     source = tmp_path / "source"
     source.mkdir()
     hugging.saved(source, kind, hugging.SETTINGS[hugging.family(kind)])
-    _, out = _round_trip(source, tmp_path)
+    _, out = hugging.round_trip(source, tmp_path)
     old, new = (load_file(d / "model.safetensors") for d in (source, out))
     assert old.keys() == new.keys()
     for name, array in old.items():
@@ -175,7 +168,7 @@ def test_tokens_are_those_of_transformers(family, tmp_path):
     source.mkdir()
     hugging.saved(source, f"{family}ForMaskedLM", hugging.SETTINGS[family])
     theirs = getattr(transformers, f"{family}Tokenizer").from_pretrained(source)
-    _, out = _round_trip(source, tmp_path)
+    _, out = hugging.round_trip(source, tmp_path)
     again = transformers.AutoTokenizer.from_pretrained(out)
     ours = interop.load(source).tokenizer
     found, offsets = ours.encode_batch(TEXTS)

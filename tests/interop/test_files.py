@@ -40,20 +40,13 @@ def copy(made, tmp_path):
     return shutil.copytree(made, tmp_path / "copy")
 
 
-def _round_trip(source, folder):
-    run, out = folder / "run", folder / "out"
-    assert main(["import", f"--source={source}", f"--workdir={run}"]) == 0
-    assert main(["export", f"--workdir={run}", f"--output={out}"]) == 0
-    return run, out
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_export_of_import_is_bit_identical(kind, tmp_path, recwarn, capfd):
     import transformers
 
     source = tmp_path / "source"
     hugging.saved(source, kind, hugging.TINY)
-    _, out = _round_trip(source, tmp_path)
+    _, out = hugging.round_trip(source, tmp_path)
     old, new = (load_file(d / "model.safetensors") for d in (source, out))
     assert old.keys() == new.keys()
     for name, array in old.items():
@@ -74,7 +67,7 @@ def test_export_of_import_is_bit_identical(kind, tmp_path, recwarn, capfd):
 
 
 def test_import_of_export_gives_identical_logits(made, tmp_path):
-    first, (_, out) = interop.load(made), _round_trip(made, tmp_path)
+    first, (_, out) = interop.load(made), hugging.round_trip(made, tmp_path)
     second = interop.load(out)
     assert first.model == second.model and first.task == second.task
     jax.tree.map(np.testing.assert_array_equal, first.params, second.params)
@@ -292,7 +285,7 @@ def test_cased_or_not_is_seen_in_the_vocabulary(made, copy):
 
 
 def test_the_model_card_and_a_full_output(made, tmp_path, capsys):
-    run, out = _round_trip(made, tmp_path)
+    run, out = hugging.round_trip(made, tmp_path)
     card = (out / "README.md").read_text()
     count = sum(a.size for a in load_file(out / "model.safetensors").values())
     assert f"{count:,} parameters" in card and "pipeline_tag: fill-mask" in card
