@@ -192,8 +192,8 @@ def _kind_problems(config: Config) -> dict[str, str]:
         elif small.hidden % small.heads:
             path = "objective.generator_size"
             remedies[path] = (
-                f"makes hidden {small.hidden} and heads {small.heads}, which must divide"
-                " it; choose another share"
+                f"makes hidden {small.hidden} and heads {small.heads}, which do not "
+                "divide; choose another share"
             )
         if objective.span_boundary:
             remedies["objective.span_boundary"] = "needs config.objective.kind=mlm"
