@@ -309,8 +309,8 @@ def by_rows_and_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Arr
 
     Args:
       attend: function (query, key, value, example) of [B, L, H, h] and int32 [B, L] to
-        [B, L, H, h], called in a function traced with `use_abstract_mesh`; in any other
-        it is left as it is.
+        [B, L, H, h], perhaps also of [B, H, 2], called in a function traced with
+        `use_abstract_mesh`; in any other it is left as it is.
 
     Returns:
       The same function of whole arrays.
@@ -318,8 +318,15 @@ def by_rows_and_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Arr
     if jax.sharding.get_abstract_mesh().empty:
         return attend
     heads = PartitionSpec(_BATCH_AXES, None, MESH_AXIS["heads"])
-    specs = (heads, heads, heads, PartitionSpec(_BATCH_AXES))
-    return jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)
+    own = PartitionSpec(_BATCH_AXES, MESH_AXIS["heads"])
+    specs = (heads, heads, heads, PartitionSpec(_BATCH_AXES), own)
+
+    def whole(*arrays: jax.Array | None) -> jax.Array:
+        part = specs[: len(arrays)]
+        cut = jax.shard_map(attend, in_specs=part, out_specs=heads, check_vma=False)
+        return cut(*arrays)
+
+    return whole
 
 
 def by_rows_and_channels(scan: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

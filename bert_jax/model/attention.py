@@ -1,7 +1,8 @@
 """Self-attention inside each packed example, behind one entry: `attend`.
 
 `xla` is written out here and the measure of the others, which never hold the [L, L]
-scores in memory: `cudnn` on NVIDIA GPUs and `splash`, a Pallas kernel, on TPUs.
+scores in memory: `flash` on CPUs, `cudnn` on NVIDIA GPUs and `splash`, a Pallas kernel,
+on TPUs.
 """
 
 import functools
@@ -16,9 +17,19 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 from bert_jax import sharding
 from bert_jax.config import Model
 from bert_jax.errors import UserError
-from bert_jax.model.layers import Dense, Norm, Words, add_residual, dropout
+from bert_jax.model.flash import flash
+from bert_jax.model.layers import (
+    Dense,
+    Norm,
+    Words,
+    add_residual,
+    dropout,
+    matmul_dtype,
+    spread,
+)
 
 _LANES = 128  # of a TPU's vector unit, which splash takes positions by
+_LONG = 256  # [tokens] from which the scores of a batch leave the caches
 _NO_FLASH = ("V100", "P100", "T4", "K80", "GTX", "RTX 20")  # GPUs before Ampere
 
 
@@ -81,6 +92,7 @@ class Attention(nn.Module):
                 # The short rows that parameters are made with suit no kernel.
                 implementation="xla" if self.is_initializing() else config.attention,
                 causal=config.mixer == "causal_attention",
+                dtype=matmul_dtype(config),
             )
             arrays = query, key, value, places.example
             if wide is None:
@@ -110,6 +122,7 @@ def attend(
     implementation: str = "auto",
     causal: bool = False,
     window: int = 0,
+    dtype: jax.typing.DTypeLike | None = None,
 ) -> Float[Array, "B L H h"]:
     """Softmax attention among the positions of the same packed example.
 
@@ -122,9 +135,11 @@ def attend(
         the kernels' backward pass another copy of the result.
       words: random uint32 [2] for dropout of probabilities; None is no dropout.
       rate: probability of dropping an attention probability.
-      implementation: `xla`, `cudnn`, `splash`, or `auto`: what `choose` chooses.
+      implementation: `xla`, `flash`, `cudnn`, `splash`, or `auto`: what `choose`
+        chooses.
       causal: a position sees none that comes after it.
       window: how far it sees: half of it to each side; 0 is everywhere. [positions]
+      dtype: of the factors that `flash` multiplies; None is the query's.
 
     Returns:
       The query's dtype and shape; softmax in float32.
@@ -138,13 +153,18 @@ def attend(
     kind, (_, length, _, features) = sharding.device_kind(), query.shape
     if implementation == "auto":
         implementation = choose(kind, length, features, query.dtype, dropping)
+    own = spread(words, query.shape[::2]) if words is not None and dropping else None
     if implementation == "xla":
-        xla = functools.partial(_xla, words, rate)
-        return _masked(xla, causal, window, query, key, value, example)
+        xla = functools.partial(_attend, rate)
+        return _masked(xla, causal, window, query, key, value, example, own)
+    if implementation == "flash":
+        by_head = functools.partial(flash, rate, jnp.dtype(dtype or query.dtype))
+        rows = functools.partial(_masked, by_head, causal, window)
+        return sharding.by_rows_and_heads(rows)(query, key, value, example, own)
     if implementation not in _KERNELS:
         raise UserError(
             f"config.model.attention={implementation!r}: choose one of auto, xla, "
-            f"{', '.join(_KERNELS)}"
+            f"flash, {', '.join(_KERNELS)}"
         )
     if dropping:
         raise UserError(
@@ -177,11 +197,13 @@ def choose(
       length: of the rows. [tokens]
       features: of a head.
       dtype: of query, key and value.
-      dropping: attention probabilities are dropped, which no kernel here can.
+      dropping: attention probabilities are dropped, which no accelerator's kernel can.
 
     Returns:
-      `xla`, `cudnn` or `splash`.
+      `xla`, `flash`, `cudnn` or `splash`.
     """
+    if kind == "cpu" and length >= _LONG:
+        return "flash"
     if dropping or jnp.dtype(dtype) != jnp.bfloat16:
         return "xla"
     if kind.startswith("TPU") and length % _LANES == 0:
@@ -238,7 +260,7 @@ def turns(
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
 
-def _masked(attend, causal, window, query, key, value, example):
+def _masked(attend, causal, window, query, key, value, example, words=None):
     """`attend` with the mask of who sees whom, a local one in blocks of half a window.
 
     Of local attention each block of positions sees itself and its two neighbours.
@@ -247,7 +269,7 @@ def _masked(attend, causal, window, query, key, value, example):
     if not window or length % half or length <= 3 * half:
         place = jnp.arange(length)
         mask = _allowed(example, example, place, place, causal, half)
-        return attend(query, key, value, mask)
+        return attend(query, key, value, mask, words)
 
     def blocks(x: Array) -> Array:
         return x.reshape(-1, length // half, half, *x.shape[2:])
@@ -261,8 +283,11 @@ def _masked(attend, causal, window, query, key, value, example):
     examples = blocks(example), around(example)
     mask = _allowed(*examples, blocks(index), around(index), causal, half)
     arrays = blocks(query), around(key), around(value), mask
+    if words is not None:
+        own = spread(words, (*words.shape[:2], length // half))
+        words = jnp.swapaxes(own, 1, 2).reshape(-1, *words.shape[1:])
     flat = [x.reshape(-1, *x.shape[2:]) for x in arrays]
-    return attend(*flat).reshape(query.shape)
+    return attend(*flat, words).reshape(query.shape)
 
 
 def _allowed(
@@ -284,12 +309,8 @@ def _allowed(
     return allowed[..., None, :, :]
 
 
-def _xla(words, rate, query, key, value, mask):
-    return _attend(rate, query, key, value, mask, words)
-
-
 def _cudnn(causal, window, query, key, value, example):
-    def attend(query, key, value, mask):
+    def attend(query, key, value, mask, _):
         return jax.nn.dot_product_attention(
             query, key, value, mask=mask, implementation="cudnn"
         )

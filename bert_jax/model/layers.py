@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, UInt32
 
 from bert_jax.config import Model
 
-Words = UInt32[Array, "2"]
+Words = UInt32[Array, "*own 2"]
 
 
 def initializer(config: Model) -> jax.nn.initializers.Initializer:
@@ -234,7 +234,8 @@ def dropout(
 
     Args:
       x: any floating dtype and shape.
-      words: random uint32 [2], new for every place and step; None is no dropout.
+      words: random uint32 [2], new for every place and step; None is no dropout. With
+        axes in front, the first ones of x, each element of these has words of its own.
       rate: probability of an element to be dropped, in [0, 1).
 
     Returns:
@@ -260,9 +261,17 @@ def _dropout_backward(rate, words, gradient):
 _dropout.defvjp(_dropout_forward, _dropout_backward)
 
 
-def keep(words: Words, shape: tuple[int, ...], rate: float) -> Bool[Array, "..."]:
-    """A random mask of `shape`, True with probability 1 - rate."""
-    return _bits(words, shape) >= jnp.uint32(round(rate * 2**32))
+def keep(
+    words: Words, shape: tuple[int, ...], rate: float, turned: bool = False
+) -> Bool[Array, "..."]:
+    """A random mask of `shape`, True with probability 1 - rate; `turned`: transposed."""
+    return _bits(words, shape, turned) >= jnp.uint32(round(rate * 2**32))
+
+
+def spread(words: Words, shape: tuple[int, ...]) -> UInt32[Array, "... 2"]:
+    """Words for each element of an array that begins with the axes of `words`."""
+    other = words ^ jnp.uint32(0x9E3779B9)
+    return jnp.stack([_bits(words, shape), _bits(other, shape)], axis=-1)
 
 
 def gumbel(words: Words, shape: tuple[int, ...]) -> Float[Array, "..."]:
@@ -271,18 +280,27 @@ def gumbel(words: Words, shape: tuple[int, ...]) -> Float[Array, "..."]:
     return -jnp.log(-jnp.log(uniform))
 
 
-def _bits(words: Words, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
+def _bits(
+    words: Words, shape: tuple[int, ...], turned: bool = False
+) -> UInt32[Array, "..."]:
     """Random bits of each element, from its index alone.
 
     JAX's counter-based generators cost more than BERT's matrix products on some
     backends; an integer hash of the element's index is a few fused operations.
     Multipliers and shifts are Wellons' lowbias32 (2018), seeded at both rounds.
     """
+    axes, own = range(len(shape)), words.ndim - 1
+    strides = {axis: math.prod(shape[axis + 1 :]) % 2**32 for axis in axes[own:]}
+    if turned:
+        axes, shape = axes[::-1], shape[::-1]
     index = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
-        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    bits = index ^ words[0]
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) ^ words[1]
+    for axis, stride in strides.items():
+        place = lax.broadcasted_iota(jnp.uint32, shape, axes[axis])
+        index += place * jnp.uint32(stride)
+    first, second = (
+        lax.expand_dims(words[..., i], range(own, len(shape))) for i in (0, 1)
+    )
+    bits = index ^ first
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) ^ second
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
     return bits ^ (bits >> 16)

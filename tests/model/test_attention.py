@@ -10,7 +10,7 @@ import pytest
 from bert_jax.config import Mesh, Model
 from bert_jax.errors import UserError
 from bert_jax.model.attention import attend, choose, in_training
-from bert_jax.model.layers import dropout
+from bert_jax.model.layers import dropout, spread
 from bert_jax.sharding import make_mesh
 
 B, L, H, h = 3, 11, 2, 5
@@ -29,12 +29,15 @@ def plain(query, key, value, example, words=None, rate=0.0):
     same = (example[:, :, None] == example[:, None, :]) & (example[:, :, None] > 0)
     score = jnp.einsum("bqnd,bknd->bnqk", query, key) / np.sqrt(h)
     share = jax.nn.softmax(jnp.where(same[:, None], score, -1e9), axis=-1)
+    if words is not None:
+        words = spread(words, share.shape[:2])
     share = dropout(jnp.where(same[:, None], share, 0), words, rate)
     return jnp.einsum("bnqk,bknd->bqnd", share, value)
 
 
+@pytest.mark.parametrize("kind", ["xla", "flash"])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
-def test_values_and_gradients(rate):
+def test_values_and_gradients(rate, kind):
     query, key, value, example, weight = inputs()
     words = jnp.array([3, 123456789], jnp.uint32)
 
@@ -44,7 +47,8 @@ def test_values_and_gradients(rate):
 
         return jax.value_and_grad(scalar, (0, 1, 2))(query, key, value)
 
-    ours, theirs = total(attend), total(plain)
+    ours = total(functools.partial(attend, implementation=kind))
+    theirs = total(plain)
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), ours, theirs
     )
@@ -58,12 +62,13 @@ def who_sees_whom(example, causal, window):
     return seen & ((abs(ahead) <= window // 2) | (not window))
 
 
+@pytest.mark.parametrize("kind", ["xla", "flash"])
 @pytest.mark.parametrize("causal", [False, True])
 @pytest.mark.parametrize(
     ("length", "window"),
     [(24, 0), (24, 4), (24, 8), (24, 12), (24, 16), (24, 60), (23, 4)],
 )
-def test_causal_and_local_attention(length, window, causal):
+def test_causal_and_local_attention(length, window, causal, kind):
     """In blocks where half a window divides the row, and whole where it does not."""
     rng = np.random.default_rng(length + window)
     shape = (4, B, length, H, h)
@@ -73,8 +78,8 @@ def test_causal_and_local_attention(length, window, causal):
     example = jnp.asarray(example)
 
     def ours(query, key, value):
-        out = attend(query, key, value, example, causal=causal, window=window)
-        return (out * weight).sum()
+        limits = {"implementation": kind, "causal": causal, "window": window}
+        return (attend(query, key, value, example, **limits) * weight).sum()
 
     def theirs(query, key, value):
         score = jnp.einsum("bqnd,bknd->bnqk", query, key) / np.sqrt(h)
@@ -104,10 +109,11 @@ def test_local_attention_costs_as_much_as_its_window():
     assert flops(1024, 32) < flops(1024, 0) / 10
 
 
-def test_padding_gives_zeros():
+@pytest.mark.parametrize("kind", ["xla", "flash"])
+def test_padding_gives_zeros(kind):
     query, key, value, example, _ = inputs()
     assert (example == 0).any()
-    out = attend(query, key, value, example)
+    out = attend(query, key, value, example, implementation=kind)
     assert not out[example == 0].any()
 
 
@@ -120,10 +126,42 @@ def test_bfloat16_in_bfloat16_out():
     np.testing.assert_allclose(out.astype(np.float32), exact, atol=0.05)
 
 
-def test_large_scores_do_not_overflow():
+@pytest.mark.parametrize("kind", ["xla", "flash"])
+def test_large_scores_do_not_overflow(kind):
     query, key, value, example, _ = inputs()
-    out = attend(query * 1e4, key * 1e4, value, example)
-    assert np.isfinite(out).all()
+
+    def total(query):
+        return attend(query, key * 1e4, value, example, implementation=kind).sum()
+
+    for found in jax.value_and_grad(total)(query * 1e4):
+        assert np.isfinite(found).all()
+
+
+def test_flash_multiplies_in_its_dtype():
+    query, key, value, example, _ = inputs()
+    flash = functools.partial(attend, implementation="flash")
+    exact = flash(query, key, value, example)
+    rounded = flash(query, key, value, example, dtype="bfloat16")
+    assert rounded.dtype == jnp.float32
+    error = np.abs(rounded - exact).max()
+    assert 1e-4 < error < 0.05
+
+
+def test_flash_does_not_keep_the_scores():
+    """What its backward pass is given grows with the length, not with its square."""
+
+    def kept(length):
+        vectors = [jnp.ones((1, length, 1, 4))] * 3
+        example = jnp.ones((1, length), jnp.int32)
+
+        def function(*vectors):
+            return attend(*vectors, example, implementation="flash")
+
+        pullback = jax.vjp(function, *vectors)[1]
+        leaves = jax.tree.leaves(pullback)
+        return sum(x.size for x in leaves if x.dtype == jnp.float32)
+
+    assert kept(128) <= 2.1 * kept(64)
 
 
 def test_unknown_implementation():
@@ -136,17 +174,19 @@ def test_unknown_implementation():
     "limits", [{}, {"causal": True}, {"window": 64}, {"causal": True, "window": 64}]
 )
 @pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=2, model=2)])
-def test_splash_equals_xla_forward_and_backward(mesh, limits):
+@pytest.mark.parametrize(("kind", "rate"), [("splash", 0), ("flash", 0), ("flash", 0.3)])
+def test_kernels_equal_xla_forward_and_backward(kind, rate, mesh, limits):
     rng = np.random.default_rng(3)
     *vectors, weight = jnp.asarray(rng.standard_normal((4, 4, 256, 2, 8)), jnp.float32)
     example = np.sort(rng.integers(1, 5, (4, 256)), 1).astype(np.int32)
     example[0, 100:], example[1] = 0, 0
     example = jnp.asarray(example)
     real = (example > 0)[:, :, None, None]
+    words = jnp.array([3, 123456789], jnp.uint32) if rate else None
 
     def total(kind):
         def scalar(*vectors):
-            mixed = attend(*vectors, example, implementation=kind, **limits)
+            mixed = attend(*vectors, example, words, rate, kind, **limits)
             # Times 0, not chosen: what padding gives must be finite.
             return (mixed * real * weight).sum(), mixed * real
 
@@ -158,7 +198,7 @@ def test_splash_equals_xla_forward_and_backward(mesh, limits):
 
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5),
-        total("splash"),
+        total(kind),
         total("xla"),
     )
 
@@ -191,7 +231,8 @@ def test_kernels_name_what_they_are_for(kind, message):
         ("NVIDIA H100 80GB HBM3", 96, 64, "bfloat16", False, "cudnn"),
         ("NVIDIA H100 80GB HBM3", 512, 20, "bfloat16", False, "xla"),
         ("Tesla V100-SXM2-16GB", 512, 64, "bfloat16", False, "xla"),
-        ("cpu", 512, 64, "bfloat16", False, "xla"),
+        ("cpu", 512, 64, "float32", True, "flash"),
+        ("cpu", 128, 64, "bfloat16", False, "xla"),
     ],
 )
 def test_choice(kind, length, features, dtype, dropping, wanted):
@@ -200,6 +241,6 @@ def test_choice(kind, length, features, dtype, dropping, wanted):
 
 def test_training_tells_what_dropout_keeps_away():
     assert in_training(Model(), 512, "TPU v6 lite") == ("xla", "splash")
-    assert in_training(Model(), 512, "cpu") == ("xla", "")
+    assert in_training(Model(), 512, "cpu") == ("flash", "")
     dropping = Model(attention_dropout=0.0)
     assert in_training(dropping, 512, "NVIDIA H200") == ("cudnn", "")
