@@ -9,6 +9,7 @@ real step takes longer.
 import dataclasses
 import functools
 import math
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -51,6 +52,7 @@ class Compiled(NamedTuple):
       used: bytes of a chip in all; None where it does not fit and the compiler does
         not say by how much.
       program: None where it does not fit and so was not compiled.
+      seconds: of tracing and compiling.
     """
 
     config: Config
@@ -61,6 +63,7 @@ class Compiled(NamedTuple):
     state: int
     used: int | None
     program: program.Program | None
+    seconds: float = 0.0
 
     @property
     def fits(self) -> bool:
@@ -145,6 +148,7 @@ def compile_step(config: Config, phase: int, topology: Topology) -> Compiled:
         raise UserError(
             f"config.task.kind={config.task.kind}: plan compiles pretraining only"
         )
+    began = time.perf_counter()
     mesh, state, batch, _, lowered = lower_step(config, phase, topology.devices)
     params = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
     held = sum(
@@ -158,7 +162,7 @@ def compile_step(config: Config, phase: int, topology: Topology) -> Compiled:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         return Compiled(*known, program.memory_asked(str(error), held), None)
-    used = used_bytes(compiled)
+    seconds, used = time.perf_counter() - began, used_bytes(compiled)
     try:
         text = compiled.as_text()
     except jax.errors.JaxRuntimeError as error:
@@ -166,7 +170,7 @@ def compile_step(config: Config, phase: int, topology: Topology) -> Compiled:
             f"{topology.name}: this libtpu writes programs that this jaxlib cannot "
             "read; pip install 'bert-jax[aot-tpu]' has one that it can"
         ) from error
-    return Compiled(*known, used, program.read(text))
+    return Compiled(*known, used, program.read(text), seconds)
 
 
 def used_bytes(compiled: Any) -> int:
@@ -212,10 +216,13 @@ def attempt(
     return found
 
 
-def largest_batch(
+def best_batch(
     config: Config, phase: int, topology: Topology, note: Callable[[str], None]
 ) -> Compiled:
-    """The step with the most rows a chip, a power of two, that still fits.
+    """The step with the most rows a chip, a power of two, or with half of them.
+
+    Half of them where its roofline is higher: of arrays that are too large a compiler
+    keeps less on the chip.
 
     Args:
       config: its micro-batches keep their number; the batch follows.
@@ -224,7 +231,7 @@ def largest_batch(
       note: is told of each attempt.
 
     Returns:
-      The largest that fits, or one row a chip if not even that does.
+      The better of the two, or one row a chip if not even that fits.
     """
 
     @functools.cache
@@ -239,7 +246,10 @@ def largest_batch(
         rows //= 2
     while rows < _MOST and of(rows).fits and of(2 * rows).fits:
         rows *= 2
-    return of(rows)
+    if rows == 1 or topology.chip is None:
+        return of(rows)
+    both = of(rows), of(rows // 2)
+    return max(both, key=lambda found: report(found)["mfu_roofline"])
 
 
 def remedy(
@@ -346,9 +356,12 @@ def report(found: Compiled, wanted: Config | None = None) -> dict[str, Any]:
         "hbm_bytes": topology.memory,
         "hbm_used_bytes": found.used,
         "state_bytes": found.state,
+        "compile_seconds": found.seconds,
         "params": found.params,
         "flops_per_token": flops[found.phase] / shape.length,
         "largest": [],
+        "relaid": [],
+        "calls": {},
         "collectives": {},
         **dict.fromkeys(_LATER),
     }
@@ -356,7 +369,9 @@ def report(found: Compiled, wanted: Config | None = None) -> dict[str, Any]:
         return result
     kinds, interconnect = _collectives(found)
     result["collectives"] = kinds
-    result["largest"] = [array._asdict() for array in found.program.largest]
+    for name in ("largest", "relaid"):
+        result[name] = [array._asdict() for array in getattr(found.program, name)]
+    result["calls"] = found.program.calls
     result["traffic_bytes"] = found.program.traffic
     chip = topology.chip
     if chip is None or not found.fits:

@@ -7,7 +7,7 @@ also those without a device, tell what one device is going to do.
 import collections
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -60,6 +60,8 @@ class Program(NamedTuple):
     collectives: tuple[Collective, ...]
     traffic: int  # [bytes] read from and written to the main memory
     largest: tuple[Array, ...]  # largest first
+    relaid: tuple[Array, ...]  # transposed or copied into another order; the same
+    calls: dict[str, int]  # kernels that XLA did not write: how often each runs
 
 
 class _Instruction(NamedTuple):
@@ -83,7 +85,7 @@ def read(text: str, largest: int = 5) -> Program:
 
     Args:
       text: `as_text()` of a compiled function.
-      largest: how many arrays to name.
+      largest: how many arrays to name, of all and of those that change their order.
 
     Returns:
       The program; bytes are those of one device.
@@ -91,6 +93,8 @@ def read(text: str, largest: int = 5) -> Program:
     computations, entry = _parse(text)
     found: list[Collective] = []
     arrays: dict[tuple[str, str], Array] = {}
+    relaid: list[Array] = []
+    calls: collections.Counter[str] = collections.Counter()
     traffic = 0
     for name, times in _scheduled(computations, entry):
         computation = computations[name]
@@ -98,14 +102,21 @@ def read(text: str, largest: int = 5) -> Program:
         for item in computation.values():
             found += _collectives(computations, computation, item, times, seen)
             traffic += times * _traffic(computations, computation, item)
+            relaid += _relaid(computations, computation, item)
+            if target := re.search(r'custom_call_target="([^"]*)"', item.rest):
+                calls[target[1]] += times
             if item.opcode not in _FREE or (name == entry and not item.operands):
                 place = _op_name(item)
                 # A stack that a loop fills begins as zeros, under another name.
                 if place and "broadcast" not in place:
                     for shape, size, _ in _arrays(item.shapes):
                         arrays.setdefault((shape, place), Array(size, shape, place))
-    ranked = sorted(arrays.values(), key=lambda array: -array.bytes)
-    return Program(tuple(found), traffic, tuple(ranked[:largest]))
+
+    def ranked(arrays: Iterable[Array]) -> tuple[Array, ...]:
+        return tuple(sorted(arrays, key=lambda array: -array.bytes)[:largest])
+
+    large, moved = ranked(arrays.values()), ranked(relaid)
+    return Program(tuple(found), traffic, large, moved, dict(calls))
 
 
 def memory_asked(message: str, arguments: int) -> int | None:
@@ -251,6 +262,33 @@ def _collectives(
     )
     total = share * sum(size for _, size in arrays)
     yield Collective(match[1], times, total, share * elements, group, _op_name(item))
+
+
+def _relaid(
+    computations: dict[str, _Computation], computation: _Computation, item: _Instruction
+) -> Iterator[Array]:
+    """The arrays whose order an instruction changes, or the parts of a fusion."""
+    if item.opcode == "fusion":
+        parts = computations[_called(item, "calls")[0]]
+        for part in parts.values():
+            yield from _relaid(computations, parts, part)
+    elif item.opcode in ("copy", "transpose"):
+        before = computation[item.operands[0]].shapes
+        axes = re.search(r"dimensions=\{([\d,]+)\}", item.rest)
+        if _order(item.shapes, axes[1] if axes else "") != _order(before):
+            for shape, size, _ in _arrays(item.shapes):
+                yield Array(size, shape, _op_name(item))
+
+
+def _order(array: str, axes: str = "") -> list[int]:
+    """How its axes lie in memory, the innermost first, but for those of size 1.
+
+    `f32[1,2,3]{2,1,0}` is 2, 1. `axes`: under which numbers to tell of them.
+    """
+    sizes, layout, *_ = *re.findall(r"[\[{]([\d,]*)", array), ""  # none of a number
+    count, names = _numbers(sizes), _numbers(axes)
+    found = [axis for axis in _numbers(layout) if count[axis] > 1]
+    return [names[axis] for axis in found] if names else found
 
 
 def _group(rest: str) -> tuple[int, ...]:

@@ -193,3 +193,11 @@ def test_the_largest_arrays_are_named():
     found = compiled(function, mesh_of(8, 1), [(), ()], [(WIDTH, 512), (ROWS, WIDTH)])
     assert found.largest[0].bytes == 4 * WIDTH * 512
     assert any("here" in array.name for array in found.largest)
+
+
+def test_arrays_that_change_their_order_are_told():
+    shape, places = (ROWS, WIDTH), [("a",)]
+    mesh = mesh_of(1, 1)
+    (moved,) = compiled(lambda x: x.T + 1, mesh, places, [shape]).relaid
+    assert moved.bytes == 4 * ROWS * WIDTH
+    assert compiled(lambda x: x + 1, mesh, places, [shape]).relaid == ()

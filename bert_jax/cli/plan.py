@@ -42,7 +42,7 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--batch",
         metavar="auto|N",
         help="rows a chip works on at a time, in place of the config's batch; auto "
-        "finds the largest power of two that fits",
+        "finds the largest power of two that fits, or half of it if faster",
     )
 
 
@@ -94,7 +94,7 @@ def _plans(
         for mesh in meshes:
             edited = dataclasses.replace(config, mesh=mesh)
             if batch == "auto":
-                found = plan.largest_batch(edited, phase, place, _note)
+                found = plan.best_batch(edited, phase, place, _note)
             else:
                 rows = int(batch) if batch else None
                 found = plan.attempt(edited, phase, place, _note, rows)

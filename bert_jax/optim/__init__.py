@@ -6,6 +6,7 @@ from bert_jax import config
 from bert_jax.optim.layerwise import hold, rate_factors, scale_by_layer
 from bert_jax.optim.schedules import learning_rate
 from bert_jax.optim.transforms import (
+    clip_by_global_norm,
     decays,
     scale_by_layer_trust_ratio,
     scale_by_uncorrected_adam,
@@ -38,7 +39,7 @@ def optimizer(settings: config.Optim, steps: int) -> optax.GradientTransformatio
         moments = scale_by_uncorrected_adam(*betas)
     clip, trust = optax.identity(), optax.identity()
     if settings.clip_norm > 0:
-        clip = optax.clip_by_global_norm(settings.clip_norm)
+        clip = clip_by_global_norm(settings.clip_norm)
     if settings.name == "lamb":
         trust = scale_by_layer_trust_ratio()
     # The names appear in checkpoints: they must not depend on what is switched on.

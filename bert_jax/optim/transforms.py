@@ -68,6 +68,27 @@ def scale_by_uncorrected_adam(
     return optax.GradientTransformation(init, update)
 
 
+def clip_by_global_norm(largest: float) -> optax.GradientTransformation:
+    """Shrinks all gradients together where their joint norm exceeds `largest`.
+
+    By one factor for all elements, which XLA works into what reads the gradient.
+    optax's divides each, an array of its own to write and to compile for each shape.
+
+    Args:
+      largest: norm that is left alone.
+
+    Returns:
+      The transformation, which keeps no state. Pascanu et al. 2013, algorithm 1.
+    """
+
+    def update(updates: optax.Updates, params: Any = None) -> optax.Updates:
+        del params
+        factor = jnp.minimum(1.0, largest / optax.tree.norm(updates))
+        return jax.tree.map(lambda gradient: gradient * factor, updates)
+
+    return optax.stateless(update)
+
+
 def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
     """LAMB's trust ratio |param| / |update|, one for each layer's each parameter.
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from bert_jax import topology
 from bert_jax.__main__ import main
 
 ROOT = Path(__file__).parents[2]
@@ -118,12 +119,16 @@ def large(name, *flags):
 
 @pytest.mark.slow
 def test_bert_large_keeps_much_less_with_fused_attention_on_a_gpu():
-    sizes = {}
-    for attention in ("cudnn", "xla"):
+    sizes, found = {}, {}
+    for attention in ("xla", "cudnn"):
         found = large("h100:1", "--batch=64", f"--config.model.attention={attention}")
         assert found["attention"] == attention and found["length"] == 512
         sizes[attention] = found["hbm_used_bytes"] - found["state_bytes"]
     assert sizes["cudnn"] <= 0.65 * sizes["xla"]
+    kernel = "__cudnn$fmhaScaleBiasSoftmax"
+    assert [found["calls"][kernel + part] for part in ("", "Backward")] == [24, 24]
+    # It takes and gives [B, L, H, h] as the products leave and want it.
+    assert all(array["bytes"] < 2 * 64 * 512 * 1024 for array in found["relaid"])
 
 
 @pytest.mark.slow
@@ -133,6 +138,31 @@ def test_bert_large_on_a_tpu_gathers_parameters_alone_and_may_reach_60_percent()
     gathered = found["collectives"]["all-gather"]["elements"]
     assert gathered <= 2.01 * found["params"]  # forward and backward
     assert found["mfu_roofline"] >= 0.6
+
+
+@pytest.mark.slow
+def test_a_table_of_machines_that_are_not_here(tmp_path):
+    words = [sys.executable, "benchmarks/aot.py", *COMMAND[1:], "--batch=4"]
+    words += ["--targets", "v5e:2x2/data=2,fsdp=2", "v9:4", "h100:1"]
+    done = subprocess.run(
+        [*words, f"--output={tmp_path}/plans.json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    _, _, *lines = done.stdout.splitlines()
+    first, second, third = (line.split(" | ") for line in lines)
+    assert first[0] == "| v5e:2x2/data=2,fsdp=2" and "all-gather" in first[5]
+    assert second[:2] == [
+        "| v9:4",
+        "status 2: bert-jax: error: --topology=v9:4: "
+        "unknown; such as " + topology.KNOWN,
+    ]
+    assert third[:3] == ["| h100:1", "4", "xla"] and third[5] == "none"
+    plans = json.loads((tmp_path / "plans.json").read_text())
+    assert plans["v5e:2x2/data=2,fsdp=2"]["mesh"]["fsdp"] == 2
 
 
 @pytest.mark.slow
