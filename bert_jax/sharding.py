@@ -308,9 +308,9 @@ def by_rows_and_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Arr
     The compiler cannot cut a kernel that somebody else has written.
 
     Args:
-      attend: function (query, key, value, example) of [B, L, H, h] and int32 [B, L] to
-        [B, L, H, h], called in a function traced with `use_abstract_mesh`; in any other
-        it is left as it is.
+      attend: function (query, key, value, example, *seeds) of [B, L, H, h], int32
+        [B, L] and [B, H, ...] to [B, L, H, h], called in a function traced with
+        `use_abstract_mesh`; in any other it is left as it is.
 
     Returns:
       The same function of whole arrays.
@@ -318,8 +318,14 @@ def by_rows_and_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Arr
     if jax.sharding.get_abstract_mesh().empty:
         return attend
     heads = PartitionSpec(_BATCH_AXES, None, MESH_AXIS["heads"])
-    specs = (heads, heads, heads, PartitionSpec(_BATCH_AXES))
-    return jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)
+    seeds = PartitionSpec(_BATCH_AXES, MESH_AXIS["heads"])
+
+    def whole(*arrays: jax.Array) -> jax.Array:
+        specs = (heads, heads, heads, PartitionSpec(_BATCH_AXES), seeds)[: len(arrays)]
+        cut = jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)
+        return cut(*arrays)
+
+    return whole
 
 
 def by_rows_and_channels(scan: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

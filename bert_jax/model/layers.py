@@ -272,17 +272,24 @@ def gumbel(words: Words, shape: tuple[int, ...]) -> Float[Array, "..."]:
 
 
 def _bits(words: Words, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
-    """Random bits of each element, from its index alone.
+    """Random bits of each element, from its index alone."""
+    index = jnp.zeros(shape, jnp.uint32)
+    for axis in range(len(shape)):
+        stride = jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
+        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
+    return scramble(index, words[0], words[1])
+
+
+def scramble(
+    index: UInt32[Array, "*any"], first: UInt32[Array, ""], second: UInt32[Array, ""]
+) -> UInt32[Array, "*any"]:
+    """Random bits from numbers and two random words.
 
     JAX's counter-based generators cost more than BERT's matrix products on some
     backends; an integer hash of the element's index is a few fused operations.
     Multipliers and shifts are Wellons' lowbias32 (2018), seeded at both rounds.
     """
-    index = jnp.zeros(shape, jnp.uint32)
-    for axis in range(len(shape)):
-        stride = jnp.uint32(math.prod(shape[axis + 1 :]) % 2**32)
-        index += lax.broadcasted_iota(jnp.uint32, shape, axis) * stride
-    bits = index ^ words[0]
-    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) ^ words[1]
+    bits = index ^ first
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) ^ second
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)
     return bits ^ (bits >> 16)
