@@ -135,6 +135,21 @@ def test_unknown_implementation():
         attend(query, key, value, example, implementation="fast")
 
 
+def in_both_directions(kind, mesh, vectors, weight, *rest, real=1.0, **limits):
+    """Loss, result, and gradients of query, key and value, on a mesh or one device."""
+
+    def scalar(*vectors):
+        mixed = attend(*vectors, *rest, implementation=kind, **limits)
+        # Times 0, not chosen: what padding gives must be finite.
+        return (mixed * real * weight).sum(), mixed * real
+
+    function = jax.jit(jax.value_and_grad(scalar, (0, 1, 2), has_aux=True))
+    if mesh is None:
+        return function(*vectors)
+    with jax.set_mesh(make_mesh(mesh)):
+        return function(*vectors)
+
+
 @pytest.mark.parametrize(
     "limits", [{}, {"causal": True}, {"window": 64}, {"causal": True, "window": 64}]
 )
@@ -149,23 +164,12 @@ def test_kernels_equal_xla_forward_and_backward(kernel, mesh, limits):
     example[2] = rng.permutation(example[2])  # nothing asks for them in order
     example = jnp.asarray(example)
     real = (example > 0)[:, :, None, None]
-
-    def total(kind):
-        def scalar(*vectors):
-            mixed = attend(*vectors, example, implementation=kind, **limits)
-            # Times 0, not chosen: what padding gives must be finite.
-            return (mixed * real * weight).sum(), mixed * real
-
-        function = jax.jit(jax.value_and_grad(scalar, (0, 1, 2), has_aux=True))
-        if mesh is None:
-            return function(*vectors)
-        with jax.set_mesh(make_mesh(mesh)):
-            return function(*vectors)
-
+    found, wanted = (
+        in_both_directions(kind, mesh, vectors, weight, example, real=real, **limits)
+        for kind in (kernel, "xla")
+    )
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5),
-        total(kernel),
-        total("xla"),
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), found, wanted
     )
 
 
@@ -176,23 +180,13 @@ def test_pallas_drops_the_probabilities_that_xla_drops(mesh, causal):
     shape = 4, 4, 192, 2, 16
     *vectors, weight = jnp.asarray(rng.standard_normal(shape), jnp.float32)
     example = jnp.asarray(np.sort(rng.integers(1, 4, (4, 192)), 1), jnp.int32)
-    words = jnp.array([123456789, 4000000000], jnp.uint32)
-
-    def total(kind):
-        def scalar(*vectors):
-            mixed = attend(*vectors, example, words, 0.25, kind, causal)
-            return (mixed * weight).sum(), mixed
-
-        function = jax.jit(jax.value_and_grad(scalar, (0, 1, 2), has_aux=True))
-        if mesh is None:
-            return function(*vectors)
-        with jax.set_mesh(make_mesh(mesh)):
-            return function(*vectors)
-
+    rest = example, jnp.array([123456789, 4000000000], jnp.uint32), 0.25
+    found, wanted = (
+        in_both_directions(kind, mesh, vectors, weight, *rest, causal=causal)
+        for kind in ("pallas", "xla")
+    )
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5),
-        total("pallas"),
-        total("xla"),
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), found, wanted
     )
 
 
