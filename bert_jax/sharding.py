@@ -309,7 +309,7 @@ def by_rows_and_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Arr
 
     Args:
       attend: function (query, key, value, example) of [B, L, H, h] and int32 [B, L] to
-        [B, L, H, h], perhaps also of [B, H, 2], called in a function traced with
+        [B, L, H, h], perhaps also of words [B, H, 2], called in a function traced with
         `use_abstract_mesh`; in any other it is left as it is.
 
     Returns:

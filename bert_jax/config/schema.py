@@ -102,7 +102,7 @@ class Model:
     mixer: str = "attention"  # of positions: (causal_)attention, mamba or lstm
     window: int = 0  # [tokens] around its own that local attention sees; 0 is all
     global_every: int = 3  # layers of which the first sees all, in spite of a window
-    attention: str = "auto"  # auto, xla, cudnn or splash
+    attention: str = "auto"  # auto, xla, flash, cudnn, pallas or splash
     scan: bool = True  # one compiled layer in a loop, or all layers unrolled
     remat: str = "none"  # none, full, or dots: keep matrix products, redo the rest
 

@@ -41,7 +41,7 @@ _CHOICES = {
     "model.dtype": ("bfloat16", "float32"),
     "model.matmul_dtype": ("auto", "bfloat16"),
     "model.mixer": ("attention", "causal_attention", "mamba", "lstm"),
-    "model.attention": ("auto", "xla", "cudnn", "splash"),
+    "model.attention": ("auto", "xla", "flash", "cudnn", "pallas", "splash"),
     "model.remat": ("none", "full", "dots"),
     "optim.name": ("adamw", "lamb", "radam"),
     "optim.schedule": ("linear", "cosine", "rsqrt", "constant"),
@@ -109,7 +109,7 @@ def _group_problems(config: Config) -> list[str]:
     if model.heads > 0 and model.hidden % model.heads:
         path = "model.heads"
         remedies[path] = f"must divide config.model.hidden={model.hidden}"
-    if model.attention not in ("auto", "xla") and model.attention_dropout:
+    if model.attention in ("cudnn", "splash") and model.attention_dropout:
         path = "model.attention_dropout"
         remedies[path] = f"must be 0 with config.model.attention={model.attention}"
     return _faults(config, remedies | _layer_problems(config))

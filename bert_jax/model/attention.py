@@ -1,8 +1,8 @@
 """Self-attention inside each packed example, behind one entry: `attend`.
 
 `xla` is written out here and the measure of the others, which never hold the [L, L]
-scores in memory: `flash` on CPUs, `cudnn` on NVIDIA GPUs and `splash`, a Pallas kernel,
-on TPUs.
+scores in memory: `flash` on CPUs, `cudnn` and `pallas` (kernels.py) on NVIDIA GPUs, and
+JAX's `splash` on TPUs.
 """
 
 import functools
@@ -135,8 +135,8 @@ def attend(
         the kernels' backward pass another copy of the result.
       words: random uint32 [2] for dropout of probabilities; None is no dropout.
       rate: probability of dropping an attention probability.
-      implementation: `xla`, `flash`, `cudnn`, `splash`, or `auto`: what `choose`
-        chooses.
+      implementation: `xla`, `flash`, `cudnn`, `pallas`, `splash`, or `auto`: what
+        `choose` chooses.
       causal: a position sees none that comes after it.
       window: how far it sees: half of it to each side; 0 is everywhere. [positions]
       dtype: of the factors that `flash` multiplies; None is the query's.
@@ -155,36 +155,64 @@ def attend(
         implementation = choose(kind, length, features, query.dtype, dropping)
     own = spread(words, query.shape[::2]) if words is not None and dropping else None
     if implementation == "xla":
-        xla = functools.partial(_attend, rate)
-        return _masked(xla, causal, window, query, key, value, example, own)
+        by_head = functools.partial(_attend, rate)
+        return _masked(by_head, causal, window, query, key, value, example, own)
+    arrays = query, key, value, example
     if implementation == "flash":
         by_head = functools.partial(flash, rate, jnp.dtype(dtype or query.dtype))
         rows = functools.partial(_masked, by_head, causal, window)
-        return sharding.by_rows_and_heads(rows)(query, key, value, example, own)
+        return sharding.by_rows_and_heads(rows)(*arrays, own)
+    _check(implementation, kind, length, features, query.dtype, dropping)
+    kernel = functools.partial(_KERNELS[implementation], causal, window)
+    if implementation == "pallas":
+        kernel = functools.partial(kernel, rate if dropping else 0.0)
+        return sharding.by_rows_and_heads(kernel)(*arrays, own)
+    return sharding.by_rows_and_heads(kernel)(*arrays)
+
+
+def _check(
+    implementation: str,
+    kind: str,
+    length: int,
+    features: int,
+    dtype: jax.typing.DTypeLike,
+    dropping: bool,
+) -> None:
+    """Raises UserError where a kernel cannot do this; arguments as of `choose`."""
     if implementation not in _KERNELS:
         raise UserError(
             f"config.model.attention={implementation!r}: choose one of auto, xla, "
             f"flash, {', '.join(_KERNELS)}"
         )
-    if dropping:
+    if dropping and implementation != "pallas":
         raise UserError(
             f"config.model.attention={implementation} cannot drop attention "
-            "probabilities: set config.model.attention_dropout=0, or attention=xla"
+            "probabilities: set config.model.attention_dropout=0, or attention=xla; "
+            "on NVIDIA GPUs attention=pallas drops them too"
         )
     if implementation == "splash" and (length % _LANES or kind.startswith("NVIDIA")):
         raise UserError(
             f"config.model.attention=splash: is for TPUs and rows of multiples of "
             f"{_LANES} tokens, here {kind} and {length}; set it to auto or xla"
         )
-    suited = choose(kind, length, features, query.dtype, False)
+    suited = choose(kind, length, features, dtype, False)
     if implementation == "cudnn" and suited != "cudnn":
         raise UserError(
             f"config.model.attention=cudnn: is for NVIDIA GPUs from Ampere on, "
             f"bfloat16 and heads of a multiple of 8 features up to 128, here {kind}, "
-            f"{query.dtype} and {features}; set it to auto or xla"
+            f"{dtype} and {features}; set it to auto or xla"
         )
-    kernel = functools.partial(_KERNELS[implementation], causal, window)
-    return sharding.by_rows_and_heads(kernel)(query, key, value, example)
+    if implementation == "pallas":
+        from bert_jax.model import kernels
+
+        fits = features in kernels.FEATURES and length % kernels.STEP == 0
+        if not fits or not (kind == "cpu" or _fuses(kind, dtype)):
+            raise UserError(
+                f"config.model.attention=pallas: is for NVIDIA GPUs from Ampere on, "
+                f"bfloat16, rows of multiples of {kernels.STEP} tokens and heads of "
+                f"16, 32, 64 or 128 features, here {kind}, {dtype}, {length} and "
+                f"{features}; set it to auto or xla"
+            )
 
 
 def choose(
@@ -197,7 +225,8 @@ def choose(
       length: of the rows. [tokens]
       features: of a head.
       dtype: of query, key and value.
-      dropping: attention probabilities are dropped, which no accelerator's kernel can.
+      dropping: attention probabilities are dropped, which of the accelerators' kernels
+        `pallas` alone can. It is never chosen: its speed is not measured yet.
 
     Returns:
       `xla`, `flash`, `cudnn` or `splash`.
@@ -208,9 +237,14 @@ def choose(
         return "xla"
     if kind.startswith("TPU") and length % _LANES == 0:
         return "splash"
-    if kind.startswith("NVIDIA") and not any(name in kind for name in _NO_FLASH):
-        return "cudnn" if features % 8 == 0 and features <= 128 else "xla"
-    return "xla"
+    fits = features % 8 == 0 and features <= 128
+    return "cudnn" if fits and _fuses(kind, dtype) else "xla"
+
+
+def _fuses(kind: str, dtype: jax.typing.DTypeLike) -> bool:
+    """Whether this is a GPU, and a dtype, that fused attention is for."""
+    recent = kind.startswith("NVIDIA") and not any(name in kind for name in _NO_FLASH)
+    return recent and jnp.dtype(dtype) == jnp.bfloat16
 
 
 def in_training(config: Model, length: int, kind: str) -> tuple[str, str]:
@@ -351,7 +385,16 @@ def _splash(causal, window, query, key, value, example):
     return jnp.swapaxes(jax.vmap(row)(query, key, value, example), 1, 2)
 
 
-_KERNELS = {"cudnn": _cudnn, "splash": _splash}
+def _pallas(causal, window, rate, query, key, value, example, words):
+    from bert_jax.model import kernels
+
+    rule = kernels.Rule(causal, window // 2, rate)
+    if words is None:
+        words = jnp.zeros((*query.shape[::2], 2), jnp.uint32)
+    return kernels.attend(rule, query, key, value, example, words)
+
+
+_KERNELS = {"cudnn": _cudnn, "pallas": _pallas, "splash": _splash}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

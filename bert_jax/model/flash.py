@@ -67,7 +67,7 @@ def _forward(rate, dtype, query, key, value, allowed, words):
 
 
 def _backward(rate, dtype, kept, gradient):
-    """Everything is transposed: XLA's CPU back end is slow in products of transposes."""
+    """Transposed throughout: a product of a transpose is slow in XLA's CPU back end."""
 
     def row(_, one):
         query, key, value, allowed, words, mixed, log_total, gradient = one

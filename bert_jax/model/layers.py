@@ -264,7 +264,7 @@ _dropout.defvjp(_dropout_forward, _dropout_backward)
 def keep(
     words: Words, shape: tuple[int, ...], rate: float, turned: bool = False
 ) -> Bool[Array, "..."]:
-    """A random mask of `shape`, True with probability 1 - rate; `turned`: transposed."""
+    """A mask of `shape`, True with probability 1 - rate; if `turned`, its transpose."""
     return _bits(words, shape, turned) >= jnp.uint32(round(rate * 2**32))
 
 
@@ -283,12 +283,7 @@ def gumbel(words: Words, shape: tuple[int, ...]) -> Float[Array, "..."]:
 def _bits(
     words: Words, shape: tuple[int, ...], turned: bool = False
 ) -> UInt32[Array, "..."]:
-    """Random bits of each element, from its index alone.
-
-    JAX's counter-based generators cost more than BERT's matrix products on some
-    backends; an integer hash of the element's index is a few fused operations.
-    Multipliers and shifts are Wellons' lowbias32 (2018), seeded at both rounds.
-    """
+    """Random bits of each element, from its index alone."""
     axes, own = range(len(shape)), words.ndim - 1
     strides = {axis: math.prod(shape[axis + 1 :]) % 2**32 for axis in axes[own:]}
     if turned:
@@ -300,6 +295,20 @@ def _bits(
     first, second = (
         lax.expand_dims(words[..., i], range(own, len(shape))) for i in (0, 1)
     )
+    return scramble(index, first, second)
+
+
+def scramble(
+    index: UInt32[Array, "..."],
+    first: UInt32[Array, "..."],
+    second: UInt32[Array, "..."],
+) -> UInt32[Array, "..."]:
+    """Random bits from numbers and two random words.
+
+    JAX's counter-based generators cost more than BERT's matrix products on some
+    backends; an integer hash of the element's index is a few fused operations.
+    Multipliers and shifts are Wellons' lowbias32 (2018), seeded at both rounds.
+    """
     bits = index ^ first
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x7FEB352D) ^ second
     bits = (bits ^ (bits >> 15)) * jnp.uint32(0x846CA68B)

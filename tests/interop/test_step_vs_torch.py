@@ -131,13 +131,25 @@ def test_all_of_the_gpu_script_runs_and_a_failure_ends_nothing(store, tmp_path):
         env={**os.environ, **variables, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=500,
     )
     assert done.returncode == 0, done.stderr
     told = json.loads((tmp_path / "gpu.json").read_text())
     assert told["device"] == "cpu" and "jax" in told["versions"]
-    step, wrong, beside = told["results"]
-    assert step["useful_tokens_per_second"] > 0 and beside["useful_ratio"] > 0
-    assert "config.model.heads=3" in wrong["error"]
+    found = {each["name"]: each for each in told["results"]}
+    assert found["tiny-64"]["useful_tokens_per_second"] > 0
+    assert found["tiny-64-pallas"]["useful_tokens_per_second"] > 0
+    assert found["tiny-64-full"]["useful_ratio"] > 0
+    assert "config.model.heads=3" in found["tiny-64-wrong"]["error"]
+    kinds = {row["kind"]: row for row in found["attention"]["rows"]}
+    assert "NVIDIA GPUs" in kinds.pop("cudnn")["why"]
+    assert list(kinds) == ["xla", "pallas", "splash"]
+    for row in kinds.values():
+        assert row["to_xla"] > 0 and row["to_floor"] > 0 and row["differs"] < 1e-5
+    losses = {cell["name"]: cell for cell in found["losses"]["cells"]}
+    assert losses["bfloat16-cudnn"]["n"] == 0  # said, and nothing ends
+    wide, fused = losses["float32-xla"], losses["bfloat16-pallas"]
+    assert wide["n"] == fused["n"] == 2 and wide["metric"] == "eval_mlm_loss"
+    assert fused["mean"] == pytest.approx(wide["mean"], rel=0.02)
     for each in told["results"]:
         assert each["name"] in done.stdout

@@ -1,14 +1,17 @@
 """`attend` against a straightforward computation, forward and backward."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bert_jax import topology
 from bert_jax.config import Mesh, Model
 from bert_jax.errors import UserError
+from bert_jax.model import kernels
 from bert_jax.model.attention import attend, choose, in_training
 from bert_jax.model.layers import dropout, spread
 from bert_jax.sharding import make_mesh
@@ -170,37 +173,102 @@ def test_unknown_implementation():
         attend(query, key, value, example, implementation="fast")
 
 
+def in_both_directions(kind, mesh, vectors, weight, *rest, real=1.0, **limits):
+    """Loss, result, and gradients of query, key and value, on a mesh or one device."""
+
+    def scalar(*vectors):
+        mixed = attend(*vectors, *rest, implementation=kind, **limits)
+        # Times 0, not chosen: what padding gives must be finite.
+        return (mixed * real * weight).sum(), mixed * real
+
+    function = jax.jit(jax.value_and_grad(scalar, (0, 1, 2), has_aux=True))
+    if mesh is None:
+        return function(*vectors)
+    with jax.set_mesh(make_mesh(mesh)):
+        return function(*vectors)
+
+
 @pytest.mark.parametrize(
     "limits", [{}, {"causal": True}, {"window": 64}, {"causal": True, "window": 64}]
 )
 @pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=2, model=2)])
-@pytest.mark.parametrize(("kind", "rate"), [("splash", 0), ("flash", 0), ("flash", 0.3)])
-def test_kernels_equal_xla_forward_and_backward(kind, rate, mesh, limits):
+@pytest.mark.parametrize("kernel", ["flash", "splash", "pallas"])
+def test_kernels_equal_xla_forward_and_backward(kernel, mesh, limits):
     rng = np.random.default_rng(3)
-    *vectors, weight = jnp.asarray(rng.standard_normal((4, 4, 256, 2, 8)), jnp.float32)
+    shape = 4, 4, 256, 2, 16
+    *vectors, weight = jnp.asarray(rng.standard_normal(shape), jnp.float32)
     example = np.sort(rng.integers(1, 5, (4, 256)), 1).astype(np.int32)
     example[0, 100:], example[1] = 0, 0
+    example[2] = rng.permutation(example[2])  # nothing asks for them in order
     example = jnp.asarray(example)
     real = (example > 0)[:, :, None, None]
-    words = jnp.array([3, 123456789], jnp.uint32) if rate else None
-
-    def total(kind):
-        def scalar(*vectors):
-            mixed = attend(*vectors, example, words, rate, kind, **limits)
-            # Times 0, not chosen: what padding gives must be finite.
-            return (mixed * real * weight).sum(), mixed * real
-
-        function = jax.jit(jax.value_and_grad(scalar, (0, 1, 2), has_aux=True))
-        if mesh is None:
-            return function(*vectors)
-        with jax.set_mesh(make_mesh(mesh)):
-            return function(*vectors)
-
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5),
-        total(kind),
-        total("xla"),
+    found, wanted = (
+        in_both_directions(kind, mesh, vectors, weight, example, real=real, **limits)
+        for kind in (kernel, "xla")
     )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), found, wanted
+    )
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=2, model=2)])
+@pytest.mark.parametrize("kernel", ["flash", "pallas"])
+def test_kernels_drop_the_probabilities_that_xla_drops(kernel, mesh, causal):
+    rng = np.random.default_rng(4)
+    shape = 4, 4, 192, 2, 16
+    *vectors, weight = jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    example = jnp.asarray(np.sort(rng.integers(1, 4, (4, 192)), 1), jnp.int32)
+    rest = example, jnp.array([123456789, 4000000000], jnp.uint32), 0.25
+    found, wanted = (
+        in_both_directions(kind, mesh, vectors, weight, *rest, causal=causal)
+        for kind in (kernel, "xla")
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), found, wanted
+    )
+
+
+def test_pallas_leaves_out_blocks_that_do_not_see_each_other():
+    example = jnp.asarray(np.repeat([[1, 2, 3, 0]], [64, 160, 32, 256], 1), jnp.int32)
+    example = jnp.where(example > 0, example, 9)
+
+    def spans(causal=False, half=0):
+        rule = kernels.Rule(causal, half, 0.0)
+        first, end = kernels.spans(rule, example, 128, 64)
+        return list(zip(first[0].tolist(), end[0].tolist(), strict=True))
+
+    assert spans() == [(0, 4), (1, 4), (4, 8), (4, 8)]
+    assert spans(causal=True) == [(0, 2), (1, 4), (4, 6), (4, 8)]
+    assert spans(half=1) == [(0, 3), (1, 4), (4, 7), (5, 8)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("features", [64, 128])
+@pytest.mark.parametrize(("name", "rate"), [("h100:4", 0.1), ("a100:4", 0.0)])
+def test_pallas_becomes_three_triton_kernels_on_a_gpu(name, rate, features):
+    """Compiled to the end, where it would say that shared memory does not suffice."""
+    mesh = make_mesh(Mesh(data=2, model=2), topology.named(name).devices)
+    place = jax.NamedSharding(mesh, jax.P("data", None, "model"))
+    vectors = jax.ShapeDtypeStruct((4, 384, 4, features), jnp.bfloat16, sharding=place)
+    example = jax.ShapeDtypeStruct(
+        (4, 384), jnp.int32, sharding=jax.NamedSharding(mesh, jax.P("data"))
+    )
+    words = jax.ShapeDtypeStruct(
+        (2,), jnp.uint32, sharding=jax.NamedSharding(mesh, jax.P())
+    )
+
+    def total(query, key, value, example, words):
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            mixed = attend(query, key, value, example, words, rate, "pallas")
+        return mixed.astype(jnp.float32).sum()
+
+    step = jax.jit(jax.grad(total, (0, 1, 2)))
+    compiled = step.lower(vectors, vectors, vectors, example, words).compile()
+    text = compiled.as_text()
+    assert text and len(re.findall(r'custom_call_target="[^"]*triton', text)) == 3
+    # A device has two rows and heads, and nothing of [L, L].
+    assert f"bf16[2,384,2,{features}]" in text and "384,384]" not in text
 
 
 @pytest.mark.parametrize("kind", ["cudnn", "splash"])
@@ -213,7 +281,11 @@ def test_what_kernels_cannot_do_is_said(kind):
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [("splash", "multiples of 128 tokens, here cpu and 11"), ("cudnn", "NVIDIA GPUs")],
+    [
+        ("splash", "multiples of 128 tokens, here cpu and 11"),
+        ("cudnn", "NVIDIA GPUs"),
+        ("pallas", "multiples of 64 tokens .* here cpu, float32, 11 and 5"),
+    ],
 )
 def test_kernels_name_what_they_are_for(kind, message):
     query, key, value, example, _ = inputs()
