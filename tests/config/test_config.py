@@ -255,6 +255,19 @@ def test_paper_and_smoke_combine() -> None:
     assert {phase.max_packed for phase in both.phases} == {1}
 
 
+TUNING = {"glue", "ner", "squad", "swag"}
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in sorted(CONFIGS.glob("*.py")) if f.stem not in TUNING]
+)
+def test_every_preset_has_a_small_variant(file: Path) -> None:
+    assert config.load(f"{file}:smoke").steps == 8
+    small = config.load(f"{file}:cpu")
+    # The table of positions is used up to its end.
+    assert max(phase.length for phase in small.phases) == small.model.positions
+
+
 @pytest.mark.parametrize("task", presets.GLUE)
 def test_every_glue_task_brings_its_name(task: str) -> None:
     found = config.load(f"{GLUE}:{task}").task
