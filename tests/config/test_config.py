@@ -261,10 +261,8 @@ TUNING = {"glue", "ner", "squad", "swag"}
 @pytest.mark.parametrize(
     "file", [f for f in sorted(CONFIGS.glob("*.py")) if f.stem not in TUNING]
 )
-def test_every_preset_has_a_small_variant(file: Path) -> None:
-    assert config.load(f"{file}:smoke").steps == 8
+def test_a_small_variant_trains_every_position(file: Path) -> None:
     small = config.load(f"{file}:cpu")
-    # The table of positions is used up to its end.
     assert max(phase.length for phase in small.phases) == small.model.positions
 
 
