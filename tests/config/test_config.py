@@ -186,6 +186,8 @@ def test_a_file_that_is_no_config_is_named(
 def test_missing_file_and_unknown_variant() -> None:
     with pytest.raises(UserError, match=r"no file 'gone.py'"):
         config.load("gone.py:smoke")
+    with pytest.raises(UserError, match=r"mean '.*bert_tiny.py'"):
+        config.load(TINY.replace("tiny", "tny"))
     with pytest.raises(UserError, match="use paper, cpu, smoke"):
         config.load(f"{TINY}:fast")
     roberta = str(Path(TINY).with_name("roberta.py"))
