@@ -3,8 +3,9 @@
 Command: python benchmarks/curves.py --output=docs/curves.png RUN [RUN ...]
          python benchmarks/curves.py --output=docs/study.png --sweeps SWEEP [SWEEP ...]
 
-With --sweeps, a panel for each `bert-jax sweep` and a line for each of its settings:
-the held-out score over the steps, mean and standard deviation of its seeds.
+With --sweeps, a panel for each stage of a `bert-jax sweep` and a line for each of its
+settings: the held-out score over the steps, of pretraining the loss, mean and standard
+deviation of its seeds.
 """
 
 import argparse
@@ -13,8 +14,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bert_jax.curves import draw
+from bert_jax.curves import draw, points
 from bert_jax.log import read_metrics
+
+_SCORES = {  # the first that a stage has
+    "eval_score": "score on the dev set",
+    "eval_rtd_loss": "replaced-token loss [nats]",
+    "eval_mlm_loss": "masked-token loss [nats]",
+    "eval_ltr_loss": "next-token loss [nats]",
+}
 
 
 def main() -> None:
@@ -28,31 +36,52 @@ def main() -> None:
 
 
 def draw_sweeps(sweeps: Sequence[str], path: str) -> None:
-    """A panel for each sweep; see above."""
+    """A panel for each stage of each sweep; see above."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(4.2 * len(sweeps), 3.6), dpi=110, layout="constrained")
-    panels = figure.subplots(1, len(sweeps), squeeze=False)[0]
-    for panel, sweep in zip(panels, sweeps, strict=True):
-        for setting in sorted({run.parent for run in Path(sweep).glob("*/seed=*")}):
-            steps, scores = held_out(setting)
+    panels = [
+        (" ".join(filter(None, [Path(sweep).name, stage])), settings)
+        for sweep in sweeps
+        for stage, settings in stages(sweep).items()
+    ]
+    if not panels:
+        raise SystemExit(f"no runs of a sweep in {', '.join(sweeps)}")
+    figure = Figure(figsize=(4.2 * len(panels), 3.6), dpi=110, layout="constrained")
+    places = figure.subplots(1, len(panels), squeeze=False)[0]
+    for place, (title, settings) in zip(places, panels, strict=True):
+        names = set()
+        for setting, runs in settings.items():
+            name, steps, scores = held_out(runs)
             mean = scores.mean(0)
             spread = scores.std(0, ddof=1) if len(scores) > 1 else 0 * mean
-            panel.plot(steps, mean, "o-", markersize=3, label=setting.name)
-            panel.fill_between(steps, mean - spread, mean + spread, alpha=0.15)
-        panel.set(title=Path(sweep).name, xlabel="step", ylabel="score on the dev set")
-        panel.legend()
+            place.plot(steps, mean, "o-", markersize=3, label=setting or "all")
+            place.fill_between(steps, mean - spread, mean + spread, alpha=0.15)
+            names.add(name)
+        place.set(title=title, xlabel="step", ylabel=" or ".join(sorted(names)))
+        place.legend()
     figure.savefig(path)
 
 
-def held_out(setting: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Steps [S] and scores [seed, S] of a setting's evaluations."""
-    seeds = [
-        {x["step"]: x["eval_score"] for x in read_metrics(run) if "eval_score" in x}
-        for run in sorted(setting.glob("seed=*"))
-    ]
+def stages(sweep: str) -> dict[str, dict[str, list[Path]]]:
+    """The runs of each setting by stage, "" where a trial is one run."""
+    found: dict[str, dict[str, list[Path]]] = {}
+    for file in sorted(Path(sweep).glob("**/seed=*/**/metrics.jsonl")):
+        parts = file.parent.relative_to(sweep).parts
+        trial = next(i for i, part in enumerate(parts) if part.startswith("seed="))
+        setting, stage = "/".join(parts[:trial]), "/".join(parts[trial + 1 :])
+        found.setdefault(stage, {}).setdefault(setting, []).append(file.parent)
+    return found
+
+
+def held_out(runs: Sequence[Path]) -> tuple[str, np.ndarray, np.ndarray]:
+    """What all seeds of a setting are scored by, steps [S] and scores [seed, S]."""
+    lines = [read_metrics(run) for run in runs]
+    known = {name for own in lines for line in own for name in line}
+    name = next((name for name in _SCORES if name in known), "eval_loss")
+    seeds = [dict(zip(*points(own, name), strict=True)) for own in lines]
     steps = sorted(set.intersection(*(set(found) for found in seeds)))
-    return np.array(steps), np.array([[found[s] for s in steps] for found in seeds])
+    scores = np.array([[found[s] for s in steps] for found in seeds])
+    return _SCORES.get(name, name), np.array(steps), scores
 
 
 if __name__ == "__main__":

@@ -7,8 +7,14 @@ from typing import Any
 
 from bert_jax.log import read_metrics
 
-_LOSSES = ("mlm_loss", "ltr_loss", "loss")  # of a run, the first it has
-_SCORES = ("eval_score", "eval_mlm_accuracy", "eval_ltr_accuracy", "eval_accuracy")
+_LOSSES = ("rtd_loss", "mlm_loss", "ltr_loss", "loss")  # of a run, the first it has
+_SCORES = (
+    "eval_score",
+    "eval_rtd_accuracy",
+    "eval_mlm_accuracy",
+    "eval_ltr_accuracy",
+    "eval_accuracy",
+)
 
 
 def draw(workdirs: Sequence[str | Path], path: str | Path) -> None:
@@ -59,6 +65,7 @@ def _loss(panel: Any, lines: list[dict[str, Any]], frequency: float | None) -> N
         beside = {"textcoords": "offset points", "xytext": (4, 4), "color": "gray"}
         panel.annotate("by frequency alone", (0, frequency), **beside)
     labels = {
+        "rtd_loss": "replaced-token loss [nats]",
         "mlm_loss": "masked-token loss [nats]",
         "ltr_loss": "next-token loss [nats]",
     }
@@ -78,6 +85,7 @@ def _score(panel: Any, lines: list[dict[str, Any]], facts: dict[str, Any]) -> No
         panel.legend()
     what = (
         name.removeprefix("eval_")
+        .replace("rtd", "replaced-token")
         .replace("mlm", "masked-token")
         .replace("ltr", "next-token")
         .replace("_", " ")

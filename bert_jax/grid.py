@@ -156,18 +156,18 @@ def for_stage(texts: Sequence[str], stage: str, stages: Sequence[str]) -> list[s
     """The overrides for one stage: those with its name in front, and with none.
 
     Raises:
-      UserError: a text is for a stage that there is not.
+      UserError: some are for a stage that there is not (all listed).
     """
-    found = []
+    found, faults = [], []
     for text in texts:
         field, equals, value = text.partition("=")
         name, colon, rest = field.rpartition(":")
         if colon and name not in stages:
-            raise UserError(
-                f"--config.{text}: no stage {name!r}; {_hint(name, stages)}"
-            )
+            faults.append(f"--config.{text}: no stage {name!r}; {_hint(name, stages)}")
         if name in ("", stage):
             found.append(f"{rest}{equals}{value}")
+    if faults:
+        raise UserError("\n".join(faults))
     return found
 
 
@@ -249,8 +249,10 @@ def _is_variants(value: Any) -> bool:
 
 
 def _is_seeds(value: Any) -> bool:
-    listed = value if isinstance(value, list) else [value]
-    return bool(listed) and all(type(seed) is int for seed in listed)
+    if not isinstance(value, list):
+        return type(value) is int and value > 0
+    different = len(set(map(str, value))) == len(value) > 0
+    return different and all(type(seed) is int for seed in value)
 
 
 class _Need(NamedTuple):
@@ -260,8 +262,11 @@ class _Need(NamedTuple):
 
 _TEXT = _Need(_is_text, "a text")
 _SET = _Need(_is_texts, 'a list of overrides: ["FIELD=VALUE"]')
-_VARIANTS = _Need(_is_variants, 'names, each with a list: NAME = ["FIELD=VALUE"]')
-_SEEDS = _Need(_is_seeds, "a whole number, or a list of them")
+_VARIANTS = _Need(
+    _is_variants,
+    'names, each with a list: NAME = ["FIELD=VALUE"]; or tables of such names alone',
+)
+_SEEDS = _Need(_is_seeds, "their number, or a list of different whole numbers")
 _FILE = {"title": _TEXT, "source": _TEXT, "seeds": _SEEDS, "variants": _VARIANTS}
 _SIZE = {"set": _SET, "variants": _VARIANTS}
 _STAGE = {"config": _TEXT, "set": _SET}

@@ -34,23 +34,33 @@ def divide(pairs: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
 
 
 def train_flops(
-    model: Model, length: int, masked: int, objective: Objective | None = None
+    model: Model,
+    length: int,
+    masked: int,
+    objective: Objective | None = None,
+    teacher: Model | None = None,
 ) -> float:
     """Model FLOPs of training on one row: the forward pass three times.
 
     Counts matrix products only (of Mamba also its scan), with the real vocabulary; no
-    rematerialisation, no embedding lookup, no pooler.
+    rematerialisation, no embedding lookup, no pooler. Not exact where fine-tuning has
+    an LSTM on top, which is not counted, and where parameters are frozen: layers below
+    the first one that learns cost a third, and what is frozen above two thirds.
 
     Args:
       model: the sizes.
       length: positions of a row. [tokens]
       masked: positions that the masked-token head works on. [tokens a row]
-      objective: what else is computed: span boundaries predict these once more, and
-        replaced tokens have a generator, which alone has that head.
+      objective: of pretraining, what else is computed: span boundaries predict these
+        once more, and replaced tokens have a generator, which alone has that head.
+      teacher: its sizes, where one is distilled: it has a forward pass and no other.
 
     Returns:
       [FLOP a row].
     """
+    if teacher:
+        taught = train_flops(teacher, length, masked, objective) / 3
+        return taught + train_flops(model, length, masked, objective)
     hidden, embedding = model.hidden, model.embedding_width
     layers = model.layers * (_mixed(model, length) + _forward(model))
     layers += hidden * embedding * (embedding != hidden)

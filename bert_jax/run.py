@@ -12,7 +12,7 @@ import optax
 from jax.sharding import Mesh
 
 from bert_jax import distributed, labelled, log, optim, remote, sharding, teacher
-from bert_jax.config import Config, load, to_json
+from bert_jax.config import Config, Model, load, to_json
 from bert_jax.data import prepare
 from bert_jax.data.pipeline import Batches
 from bert_jax.data.store import Store, open_store
@@ -80,6 +80,7 @@ class Run(NamedTuple):
     task: Task
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
+    teacher: Model | None = None  # its sizes, where one is distilled
 
 
 def store_directory(config: Config, workdir: str) -> str:
@@ -210,22 +211,28 @@ def _run(
     note: Callable[[str], None],
     teach: bool,
 ) -> Run:
-    task = task_of(config)
+    task, tutor = task_of(config), None
     if teach and config.distill.teacher:
-        task = _taught(config, task, mesh, note)
+        tutor = teacher.sizes(config)
+        task = _taught(config, tutor, task, mesh, note)
     fixed = "|".join(filter(None, (config.optim.freeze, untrained(config.task))))
     settings = dataclasses.replace(config.optim, freeze=fixed)
     task = frozen(task, settings)
     optimizer = optim.optimizer(settings, config.steps)
     schedule = optim.learning_rate(config.optim, config.steps)
-    return Run(config, tokenizer, data, mesh, task, optimizer, schedule)
+    sizes = tutor and tutor.model
+    return Run(config, tokenizer, data, mesh, task, optimizer, schedule, sizes)
 
 
 def _taught(
-    config: Config, task: Task, mesh: Mesh, note: Callable[[str], None]
+    config: Config,
+    sizes: Config,
+    task: Task,
+    mesh: Mesh,
+    note: Callable[[str], None],
 ) -> Task:
     """The task with its teacher, whose parameters are cut like any others."""
-    tutor = task_of(teacher.sizes(config))
+    tutor = task_of(sizes)
     shapes = jax.eval_shape(tutor.init, jax.random.key(0))
     shapes = sharding.placed(shapes, sharding.param_shardings(mesh, shapes))
     given = teacher.weights(config, shapes, note)

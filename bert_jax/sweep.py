@@ -29,7 +29,7 @@ import xxhash
 
 from bert_jax import config as configs
 from bert_jax import initial, labelled, remote, teacher
-from bert_jax.config import Config
+from bert_jax.config import Config, TaskSettings
 from bert_jax.data import prepare
 from bert_jax.errors import UserError
 from bert_jax.grid import Cell, Stage, Trial, for_stage, quote
@@ -75,11 +75,14 @@ class Runs(NamedTuple):
         return texts
 
     def own_seed(self) -> int:
-        """The seed of the config, where none is asked for."""
+        """The seed of the config, where none is asked for; 0 of one with faults."""
         names = [stage.name for stage in self.stages]
         first = self.stages[0]
-        texts = [*first.overrides, *for_stage(self.overrides, first.name, names)]
-        return configs.load(first.config, texts).seed
+        try:
+            texts = [*first.overrides, *for_stage(self.overrides, first.name, names)]
+            return configs.load(first.config, texts).seed
+        except UserError:  # `check` tells, with those of the other stages
+            return 0
 
     def config(self, trial: Trial, stage: Stage) -> Config:
         """The config of one stage."""
@@ -123,22 +126,24 @@ def check(runs: Runs, cells: Sequence[Cell], seeds: Sequence[int]) -> None:
       UserError: with the faults of all stages of all cells.
     """
     faults: dict[str, list[str]] = {}
-    seen: dict[tuple[Config, ...], str] = {}
+    seen: dict[tuple[Config | None, ...], str] = {}
     folders: dict[str, str] = {}
-    read = functools.lru_cache(8)(labelled.read)  # one file serves many runs
+    read = _reader()
     for cell in cells:
-        found: list[Config] = []
+        found: list[Config | None] = []
         twin = folders.setdefault(cell.name.casefold(), cell.name)
         if twin != cell.name:
             fault = f"has the same directory as {twin} where case does not count"
             faults.setdefault(fault, []).append(cell.name)
         for stage in runs.stages:
             try:
-                found.append(_check_stage(runs, cell, stage, seeds, found, read))
+                begin = found[0] if found else None
+                found.append(_check_stage(runs, cell, stage, seeds, begin, read))
             except (UserError, OSError) as error:
+                found.append(None)
                 where = "/".join(filter(None, [cell.name, stage.name]))
                 faults.setdefault(str(error), []).append(where)
-        if len(found) == len(runs.stages):
+        if None not in found:
             twin = seen.setdefault(tuple(found), cell.name)
             if twin != cell.name:
                 fault = f"has the same settings as {twin}"
@@ -152,12 +157,31 @@ def check(runs: Runs, cells: Sequence[Cell], seeds: Sequence[int]) -> None:
         raise UserError("\n".join(lines))
 
 
+def _reader() -> Callable[[TaskSettings], labelled.Files]:
+    """`labelled.read`, once for all runs with the same files, of missing ones too."""
+
+    @functools.lru_cache(8)
+    def attempt(settings: TaskSettings) -> labelled.Files | UserError:
+        try:
+            return labelled.read(settings)
+        except UserError as error:
+            return error
+
+    def read(settings: TaskSettings) -> labelled.Files:
+        found = attempt(settings)
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+    return read
+
+
 def _check_stage(
     runs: Runs,
     cell: Cell,
     stage: Stage,
     seeds: Sequence[int],
-    before: Sequence[Config],
+    begin: Config | None,
     read: Callable[..., labelled.Files],
 ) -> Config:
     """The config of a stage with the first seed, before it is settled.
@@ -167,7 +191,7 @@ def _check_stage(
       cell: its settings.
       stage: the one to look at.
       seeds: whose runs may be there.
-      before: configs of the stages before it; of the first one, if that is sound.
+      begin: config of the first stage, if that is another one and sound.
       read: reads labelled files.
 
     Raises:
@@ -179,12 +203,11 @@ def _check_stage(
     follows = stage is not runs.stages[0] and config.init == str(first)
     if follows:  # that run may not be there yet
         config = dataclasses.replace(config, init="")
-        if before:
-            coming = initial.inherit(config, before[0].model)
-            if faults := configs.problems(coming):
-                raise UserError("\n".join(faults))
-            if config.task.kind in labelled.KINDS:
-                labelled.settle(coming, read(config.task))
+        coming = initial.inherit(config, begin.model) if begin else config
+        if faults := configs.problems(coming):
+            raise UserError("\n".join(faults))
+        if config.task.kind in labelled.KINDS:
+            labelled.settle(coming, read(config.task))
     else:
         settle(_adopt(config), read)
     store = store_directory(config, str(runs.directory(trials[0], stage)))

@@ -313,7 +313,7 @@ class _Loop:
         spent, waited = self.meter.seconds()
         done = {"waited": waited, "steps": len(steps)}
         self.reporter.event("train", self.step, spent, **done)
-        self.rate = self.meter.rates(self.run.config, batches, len(steps))
+        self.rate = self.meter.rates(self.run, batches, len(steps))
         self.reporter.train(self.step, mean | self.rate)
         for i, values in enumerate(steps):
             if not np.isfinite([values["loss"], values["grad_norm"]]).all():
@@ -384,14 +384,16 @@ class _Meter:
         self._pending.clear()
         return [{name: float(v) for name, v in item.items()} for item in found]
 
-    def rates(self, config: Config, batches: Any, steps: int) -> dict[str, float]:
+    def rates(self, run: Run, batches: Any, steps: int) -> dict[str, float]:
         """Speeds since the last report, over all devices."""
         seconds, waited = self.seconds()
         counts = np.array([self._tokens.popleft() for _ in range(steps)])
         useful, padded = (counts.sum(0) * self._hosts).tolist()
         length = batches.phase.length
-        masked, objective = batches.masked, config.objective
-        row = metrics.train_flops(config.model, length, masked, objective)
+        config, masked = run.config, batches.masked
+        objective = config.objective if config.task.kind == "pretrain" else None
+        sizes = config.model, length, masked
+        row = metrics.train_flops(*sizes, objective, run.teacher)
         flops = row * useful / length / seconds
         rates = {
             "useful_tokens_per_second": useful / seconds,

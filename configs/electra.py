@@ -3,6 +3,9 @@
 Command: python -m bert_jax train --config=configs/electra.py --workdir=runs/electra
 Variants: :small, which is the default, :base, :paper (the original code's choices),
 :cpu (short rows and small batches), :smoke (seconds).
+
+What differs from ELECTRA: a row holds one text with one segment, not mostly two that
+follow one another.
 """
 
 from bert_jax.config import presets
@@ -11,11 +14,12 @@ SIZES = ("small", "base")
 
 
 def get_config(arg: str = ""):
-    """The config, by Clark et al. 2020, sections 3.2 and 3.3 and table 6."""
+    """The config, by Clark et al. 2020, table 6 and sections 3.1 to 3.3."""
     config = presets.bert("base")
     config.objective.update(kind="rtd", pair="none", rtd_factor=50.0)
-    # Of the authors' code: what is not masked stays, for the generator sees it too.
+    # Of the authors' code: of the tokens to predict some stay, and none is random.
     config.objective.update(mask_token_share=0.85, random_token_share=0.0)
+    config.objective.short_seq_prob = 0.05
     # As in the released models' classes, so that both halves can be exported.
     config.model.update(activation="gelu", pooler="gelu")
     config.phases = config.phases[:1]

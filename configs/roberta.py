@@ -2,6 +2,9 @@
 
 Command: python -m bert_jax train --config=configs/roberta.py --workdir=runs/roberta
 Variants: :large, :cpu (short rows and small batches), :smoke (seconds).
+
+What differs from RoBERTa: where a document ends, a row goes on with another one at
+random and not with the next.
 """
 
 from bert_jax.config import presets
@@ -10,12 +13,12 @@ SIZES = {"base": (6e-4, 24_000), "large": (4e-4, 30_000)}  # rate, steps of its 
 
 
 def get_config(arg: str = ""):
-    """The config, by Liu et al. 2019, section 4 and table 9."""
+    """The config, by Liu et al. 2019, table 9 and sections 3.1 and 4."""
     size = presets.size(arg, SIZES)
     rate, warmup = SIZES[size]
     config = presets.bert(size)
     config.steps = 500_000
-    config.objective.update(pair="none", input="full_sentences")
+    config.objective.update(pair="none", input="full_sentences", short_seq_prob=0.0)
     config.tokenizer.update(kind="byte_bpe", lowercase=False)
     config.model.update(vocab_size=50_265, segments=1)
     # Of the released model, as its first authors' library computes.

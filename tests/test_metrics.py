@@ -30,6 +30,30 @@ def test_the_span_boundary_head_costs_more_than_the_other():
     assert more == pytest.approx(3 * 2 * 19 * head)
 
 
+def test_a_teacher_costs_its_forward_pass():
+    student, teacher = model("small"), model("base")
+    alone = train_flops(student, 128, 19)
+    forward = train_flops(teacher, 128, 19) / 3
+    taught = train_flops(student, 128, 19, Objective(pair="none"), teacher)
+    assert taught == pytest.approx(alone + forward)
+
+
+def test_both_halves_of_an_electra_are_counted():
+    sizes, length, masked = model("base"), 128, 19
+    hidden, mlp, vocabulary, layers = 768, 3072, 30_522, 12
+    share = Objective(kind="rtd", pair="none", generator_size=0.25)
+
+    def encoder(width, inner):
+        one = 4 * width**2 + 2 * width * length + 2 * width * inner
+        return length * layers * one
+
+    small = encoder(hidden // 4, mlp // 4) + length * hidden // 4 * hidden
+    head = masked * (hidden // 4 * hidden + hidden * vocabulary)
+    found = encoder(hidden, mlp) + length * (hidden**2 + hidden)
+    expected = 6 * (small + head + found)
+    assert train_flops(sizes, length, masked, share) == pytest.approx(expected)
+
+
 @pytest.mark.parametrize(
     ("kind", "peak"),
     [

@@ -54,7 +54,10 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
     """
     file, _, arg = path.partition(":")
     if not Path(file).is_file():
-        raise UserError(f"--config={path}: no file {file!r}; see configs/ for examples")
+        there = map(str, Path(file).parent.glob("*.py"))
+        near = difflib.get_close_matches(file, there, 1, 0.8)
+        hint = f"did you mean {near[0]!r}?" if near else "see configs/ for examples"
+        raise UserError(f"--config={path}: no file {file!r}; {hint}")
     read = _read_json if file.endswith(".json") else _run_python
     config = read(file, arg)
     faults = []

@@ -4,6 +4,7 @@ Sizes: Devlin et al. 2019, section 3 (base, large) and Turc et al. 2019 (the
 miniatures). The recipe is that of Devlin et al. 2019, appendix A.2.
 """
 
+import copy
 import dataclasses
 from collections.abc import Iterable
 
@@ -109,11 +110,10 @@ def cpu(config: ConfigDict) -> None:
     rate = min(2e-3, 0.256 / config.model.hidden)
     config.optim.update(peak_rate=rate, warmup_share=0.08, beta2=0.98)
     config.model.positions = 128
-    if len(config.phases) == 2:
-        # The positions beyond 48 start untrained, which takes more than a tenth.
-        config.phases[0].share = config.phases[1].share = 0.5
-    config.phases[-1].update(length=128, batch=32)
-    config.phases[0].update(length=48, batch=64)
+    # The positions beyond 48 start untrained, which takes more than a tenth.
+    config.phases = (config.phases[0], copy.deepcopy(config.phases[-1]))
+    config.phases[0].update(share=0.5, length=48, batch=64)
+    config.phases[1].update(share=0.5, length=128, batch=32)
 
 
 def smoke(config: ConfigDict) -> None:

@@ -70,7 +70,7 @@ def encode(
     token, segment, where, label, owner = [], [], [], [], []
     size = [0]
     for piece in _cut(tokenizer, questions, limit, stride, share):
-        head = [vocabulary.cls, *piece.asked, vocabulary.sep]
+        head = [vocabulary.cls, *piece.asked, *[vocabulary.sep] * tokenizer.separators]
         body = [*piece.text, vocabulary.sep]
         token += [*head, *body]
         segment += [0] * len(head) + [1] * len(body)
@@ -111,13 +111,15 @@ def _cut(
     place = {context: i for i, context in enumerate(contexts)}
     ids, offset, span = tokenizer.encode_spans(contexts)
     asked, ends = tokenizer.encode_batch([question.question for question in questions])
+    extra = tokenizer.separators - 1
+    most = min(_QUESTION, limit // 2 - extra)
     for number, question in enumerate(questions):
-        ask = asked[ends[number] : ends[number + 1]][: min(_QUESTION, limit // 2)]
+        ask = asked[ends[number] : ends[number + 1]][:most]
         at = place[question.context]
         own = slice(offset[at], offset[at + 1])
         text, chars = ids[own], span[own]
         first, last = _tokens_of(question, chars)
-        room = limit - len(ask) - 3
+        room = limit - len(ask) - 3 - extra
         begins = _begins(len(text), room, min(stride, max(room // 2, 1)))
         bits = hashing.draw(hashing.key(_PURPOSE, number), np.arange(len(begins)))
         kept = (hashing.uniform(bits) < share) | question.impossible

@@ -41,6 +41,8 @@ def frame(
 ) -> Sequences:
     """[CLS] first [SEP], or [CLS] first [SEP] second [SEP].
 
+    Between the two there are as many [SEP] as the tokenizer puts there.
+
     Args:
       tokenizer: of the model.
       first: texts.
@@ -57,7 +59,7 @@ def frame(
         return _lay(tokenizer, [(one, kept)], int((kept < length).sum()), spans)
     two = _encode(tokenizer, second, spans)
     other = np.diff(two.offset)
-    room = limit - 3
+    room = limit - 2 - tokenizer.separators
     half = room // 2
     # The longer one gives way until both are equally long; then they take turns.
     kept = np.where(
@@ -87,8 +89,9 @@ def _lay(
     cut: int,
     spans: bool,
 ) -> Sequences:
-    vocabulary = tokenizer.vocabulary()
-    total = 1 + sum(kept + 1 for _, kept in parts)
+    vocabulary, separators = tokenizer.vocabulary(), tokenizer.separators
+    # [CLS], the texts, what stands between them, and [SEP].
+    total = 2 + sum(kept for _, kept in parts) + separators * (len(parts) - 1)
     end = np.concatenate([[0], np.cumsum(total)])
     token = np.full(end[-1], vocabulary.sep, np.int32)
     segment = np.zeros(end[-1], np.int32)
@@ -104,7 +107,7 @@ def _lay(
         segment[start + kept] = number
         if spans:
             span[put] = text.span[take]
-        start = start + kept + 1
+        start = start + kept + separators
     return Sequences(token, segment, end, span, cut)
 
 

@@ -38,6 +38,8 @@ class Subwords:
         for token, index in ids.items():
             self.tokens[index] = token
         self.special = special_of(self.tokens)
+        # Of a pair there are two more, at both ends; without a frame there are none.
+        self.separators = max(1, tokenizer.num_special_tokens_to_add(True) - 2)
         self._cache = WordCache(tokenizer) if is_local(tokenizer) else None
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
@@ -59,7 +61,7 @@ class Subwords:
 
     def save(self, directory: Path) -> None:
         """Writes the files that `load_tokenizer` reads."""
-        save(self._tokenizer, self.tokens, directory)
+        save(self._tokenizer, self.tokens, directory, self.separators)
         if isinstance(self._tokenizer.model, tokenizers.models.WordPiece):
             lines = "".join(token + "\n" for token in self.tokens)
             (directory / "vocab.txt").write_text(lines, "utf-8")
@@ -67,6 +69,8 @@ class Subwords:
 
 class Unigram:
     """Unigram of the `sentencepiece` library."""
+
+    separators = 1
 
     def __init__(self, model: bytes) -> None:
         self._model = model
@@ -149,6 +153,7 @@ def byte_bpe(vocabulary: dict[str, int], merges: str) -> tokenizers.Tokenizer:
     """RoBERTa's tokenizer, from vocab.json and the text of merges.txt.
 
     Radford et al. 2019, section 2.2; as there, the first word has no space before it.
+    With RoBERTa's special tokens pairs are framed as it reads them.
     """
     lines = [line for line in merges.split("\n") if line]
     lines = lines[1:] if lines[:1] and lines[0].startswith("#version") else lines
@@ -158,24 +163,40 @@ def byte_bpe(vocabulary: dict[str, int], merges: str) -> tokenizers.Tokenizer:
         add_prefix_space=False
     )
     tokenizer.decoder = tokenizers.decoders.ByteLevel()
-    tokenizer.add_special_tokens([n for n in special_of(list(vocabulary)) if n])
+    names = special_of(list(vocabulary))
+    tokenizer.add_special_tokens([name for name in names if name])
+    if names == _OTHERS:
+        _frame(tokenizer, names, separators=2)
     return tokenizer
 
 
-def save(tokenizer: tokenizers.Tokenizer, tokens: list[str], directory: Path) -> None:
-    """Writes tokenizer.json, which frames texts and pairs as BERT reads them.
+def _frame(
+    tokenizer: tokenizers.Tokenizer, names: Sequence[str], separators: int
+) -> None:
+    _, _, cls, sep, _ = names
+    between = " ".join([sep] * separators)
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=f"{cls} $A {sep}",
+        pair=f"{cls} $A {between} $B:1 {sep}:1",
+        special_tokens=[(name, tokenizer.token_to_id(name)) for name in (cls, sep)],
+    )
+
+
+def save(
+    tokenizer: tokenizers.Tokenizer,
+    tokens: list[str],
+    directory: Path,
+    separators: int = 1,
+) -> None:
+    """Writes tokenizer.json, which frames texts and pairs as the model reads them.
 
     There [MASK] swallows the space before it, which byte-level BPE would otherwise
     make a token of.
     """
-    _, _, cls, sep, mask = special_of(tokens)
-    added = tokenizers.AddedToken(mask, lstrip=True, special=True)
+    names = special_of(tokens)
+    added = tokenizers.AddedToken(names[-1], lstrip=True, special=True)
     tokenizer.add_special_tokens([added])
-    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
-        single=f"{cls} $A {sep}",
-        pair=f"{cls} $A {sep} $B:1 {sep}:1",
-        special_tokens=[(name, tokens.index(name)) for name in (cls, sep)],
-    )
+    _frame(tokenizer, names, separators)
     tokenizer.save(str(directory / "tokenizer.json"))
 
 

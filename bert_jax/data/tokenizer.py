@@ -69,6 +69,7 @@ class TextTokenizer:
     def __init__(self, backend: Subwords | Unigram, kind: str) -> None:
         self._backend, self.kind = backend, kind
         self.special = backend.special  # its names of what `SPECIAL` names
+        self.separators = backend.separators  # [SEP] between two texts; RoBERTa's two
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Encodes texts without adding or recognising special tokens.

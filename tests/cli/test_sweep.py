@@ -449,6 +449,11 @@ ok = []
         (["--on=slurm 'x"], ["--on=slurm 'x"]),
         (["--config.lern:steps=1"], ["no stage 'lern'", "'learn'?"]),
         (["--config.data.source=none.txt"], ["none.txt"]),
+        (
+            ["--config.pretrain:data.source=none.txt", "--config.task.text_column=txt"],
+            ["pretrain and 2 more: config.data.source=none.txt", "'txt'"],
+        ),
+        (["--config.stepz=1"], ["pretrain", "'steps'"]),
     ],
 )
 def test_bad_flags_of_a_grid_are_one_message(stages, flags, words):

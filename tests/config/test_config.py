@@ -186,6 +186,8 @@ def test_a_file_that_is_no_config_is_named(
 def test_missing_file_and_unknown_variant() -> None:
     with pytest.raises(UserError, match=r"no file 'gone.py'"):
         config.load("gone.py:smoke")
+    with pytest.raises(UserError, match=r"mean '.*bert_tiny.py'"):
+        config.load(TINY.replace("tiny", "tny"))
     with pytest.raises(UserError, match="use paper, cpu, smoke"):
         config.load(f"{TINY}:fast")
     roberta = str(Path(TINY).with_name("roberta.py"))
@@ -253,6 +255,17 @@ def test_paper_and_smoke_combine() -> None:
     assert both.steps == 8
     assert not both.optim.bias_correction
     assert {phase.max_packed for phase in both.phases} == {1}
+
+
+TUNING = {"glue", "ner", "squad", "swag"}
+
+
+@pytest.mark.parametrize(
+    "file", [f for f in sorted(CONFIGS.glob("*.py")) if f.stem not in TUNING]
+)
+def test_a_small_variant_trains_every_position(file: Path) -> None:
+    small = config.load(f"{file}:cpu")
+    assert max(phase.length for phase in small.phases) == small.model.positions
 
 
 @pytest.mark.parametrize("task", presets.GLUE)

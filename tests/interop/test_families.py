@@ -13,6 +13,9 @@ from bert_jax import interop
 from bert_jax.__main__ import main
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Model, Objective, TaskSettings, Tokenizer, to_json
+from bert_jax.data import answers
+from bert_jax.data.sequences import frame, rows_of
+from bert_jax.data.squad import Question
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import huggingface
@@ -182,7 +185,61 @@ def test_tokens_are_those_of_transformers(family, tmp_path):
     assert framed[-2] == vocabulary.mask == ours.encode("[MASK]", special=True)[0]
     assert vocabulary.pad == theirs.pad_token_id == again.pad_token_id
     given = again("the fox", "the dog")
+    assert given["input_ids"] == theirs("the fox", "the dog")["input_ids"]
     assert ("token_type_ids" in given) == (family == "Albert")
+
+
+PAIRS = [("the quick", "jumps over the lazy dog"), ("", "the fox"), (TEXTS[0], "jugs")]
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "Albert"])
+@pytest.mark.parametrize("fast", [False, True])  # whether tokenizer.json is there
+def test_pairs_give_the_logits_of_transformers(kind, fast, tmp_path):
+    torch = hugging.torch()
+    import transformers
+
+    model = hugging.saved(
+        tmp_path, f"{kind}ForSequenceClassification", hugging.SETTINGS[kind], 3
+    )
+    theirs = getattr(transformers, f"{kind}Tokenizer").from_pretrained(tmp_path)
+    if fast:
+        theirs.save_pretrained(tmp_path)
+    source = interop.load(tmp_path)
+    first, second = (list(column) for column in zip(*PAIRS, strict=True))
+    limit = 20
+    found = frame(source.tokenizer, first, second, limit)
+    assert found.cut
+    given = theirs(
+        *(first, second),
+        truncation="longest_first",
+        max_length=limit,
+        return_token_type_ids=model.config.type_vocab_size > 1,
+    )
+    rows = np.split(found.token, found.offset[1:-1])
+    assert [row.tolist() for row in rows] == given["input_ids"]
+
+    arrays, _ = rows_of(found, np.arange(len(PAIRS))[:, None], limit)
+    apply = jax.jit(Bert(source.model, classes=2).apply, static_argnames="method")
+    logits = apply({"params": source.params}, arrays, method="classify")
+    with torch.no_grad():
+        padded = theirs.pad(given, return_tensors="pt")
+        _close(logits[:, 0], model(**padded).logits)
+
+
+def test_questions_are_framed_as_in_transformers(tmp_path):
+    hugging.torch()
+    import transformers
+
+    hugging.saved(tmp_path, "RobertaForQuestionAnswering", hugging.SETTINGS["Roberta"])
+    theirs = transformers.RobertaTokenizer.from_pretrained(tmp_path)
+    ours = interop.load(tmp_path).tokenizer
+    asked = Question("a", "the quick fox?", TEXTS[0], (("fox", 16),), False, "here")
+    windows = answers.encode(ours, [asked], limit=100, stride=20)
+    token = windows.sequences.token
+    assert token.tolist() == theirs(asked.question, asked.context)["input_ids"]
+    first, last = windows.sequences.span[windows.label[0]]
+    assert asked.context[first[0] : last[1]] == "fox"
+    assert max(np.diff(answers.encode(ours, [asked], 8, 20).sequences.offset)) == 8
 
 
 def _tiny(**edits):
