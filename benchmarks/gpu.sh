@@ -7,7 +7,8 @@
 # STORE   a token store of 30,522 tokens, for real rows, the comparison with
 #         transformers and the losses; without it rows are full, their tokens random
 # ONLY    a regex on the names of what to measure, for what a first call had no time for
-# WHEELS  folder of wheels (ml-collections, jaxtyping, ...) that are missing here
+# WHEELS  folder of wheels that are missing here: ml-collections, jaxtyping and
+#         wadler-lindig; for the losses also xxhash, zstandard, sentencex, tensorboardX
 # SECONDS_LEFT  after which nothing new begins (default: 510)
 # GPU_SMOKE=1   tiny sizes on any device, to see that it works
 #
