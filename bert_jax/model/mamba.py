@@ -1,8 +1,10 @@
 """A selective state space in both directions over rows of packed examples.
 
 Axis letters beside those of `layers`: R direction, E expanded channel, M state of a
-channel, K rank of the step size. I is a position inside a chunk, C a chunk, Q a piece
-of a row: the scan goes through all pieces of all rows side by side, chunk by chunk.
+channel, K rank of the step size. I is a position inside a chunk, C a chunk. The scan
+goes chunk by chunk through S sequences side by side: the pieces, one or more, of each
+row in each direction. One axis, for XLA's CPU kernels take up to thirty times as long
+for a sum beside an axis of one, which that of a single row would be.
 """
 
 import functools
@@ -16,10 +18,11 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 from bert_jax.config import Model
 from bert_jax.model.directions import directions, goes_on
 from bert_jax.model.layers import Dense, initializer, matmul_dtype
-from bert_jax.sharding import by_rows_and_channels
+from bert_jax.sharding import by_rows_and_channels, device_kind
 
 _CHUNK = 16  # [positions] whose states the backward pass computes again at once
-_PIECE = 512  # [positions] at most that a scan takes one after another
+_PIECE = 512  # [positions] of a piece, where rows are cut
+_CPU_WIDTH = 16384  # [numbers in the states side by side] that keep a core busy
 _STEPS = 1e-3, 0.1  # initial step sizes
 
 # Of one channel's filter: a fan-in of its few taps, not of the features.
@@ -103,7 +106,7 @@ class Mamba(nn.Module):
             goes_on(number),
         )
         skip = param("skip", nn.initializers.ones, channels)
-        scanned += _at_all(skip, filtered) * filtered
+        scanned += _scale(skip, filtered)
         mixed = (scanned[:, 0] + scanned[::-1, 1]) * nn.silu(y[:, :, 1])
         y = jnp.swapaxes(Dense(config, (config.hidden,), name="out")(mixed), 0, 1)
         return jnp.where((example > 0)[:, :, None], y, 0)
@@ -121,15 +124,25 @@ def _product(x: Float[Array, "L R B _"], kernel: Float[Array, "R _ _"], dtype) -
 
 def _at_all(
     values: Float[Array, "R E"], x: Float[Array, "L R B E"]
-) -> Float[Array, "L R 1 E"]:
+) -> Float[Array, "L R B E"]:
     """The same at all positions of x.
 
-    The gradient is thus added up chunk by chunk first: one sum over all positions of
-    a single row takes XLA's CPU kernels fifty times as long.
+    The gradient is thus added up chunk by chunk first and over positions alone: XLA's
+    CPU kernels take many times as long for one long sum, and for one over an axis of a
+    single row besides.
     """
-    chunks = -(-len(x) // _CHUNK), len(values), 1, values.shape[1]
-    few = jnp.broadcast_to(values.astype(x.dtype)[None, :, None], chunks)
-    return jnp.repeat(jax.lax.optimization_barrier(few), _CHUNK, 0)[: len(x)]
+    row = jnp.broadcast_to(values.astype(x.dtype)[:, None], x.shape[1:]).reshape(-1)
+    few = jnp.broadcast_to(row, (-(-len(x) // _CHUNK), row.size))
+    few = jax.lax.optimization_barrier(few)
+    return jnp.repeat(few, _CHUNK, 0)[: len(x)].reshape(x.shape)
+
+
+# Cheaper to redo than to store: the same at all positions.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _scale(
+    values: Float[Array, "R E"], x: Float[Array, "L R B E"]
+) -> Float[Array, "L R B E"]:
+    return _at_all(values, x) * x
 
 
 # Cheaper to redo than to store: one shifted copy for every tap.
@@ -197,50 +210,54 @@ def selective_scan(
 
 
 def _forward(x, step, into, out, rate, same):
-    cut = tuple(map(_cut, (x, step, into, out, same)))
+    pieces = _pieces(step.shape[:3], rate)
+    cut = tuple(_cut(a, pieces) for a in (x, step, into, out, same))
+    wide = _spread(rate, cut)
 
     def position(state, now):
-        state = _next(rate, state, now)
-        return state, (state * _wide(now[3])).sum(2).astype(x.dtype)
+        state = _next(wide, state, now)
+        return state, (state * _wide(now[3])).sum(1).astype(x.dtype)
 
     def chunk(state, now):
         last, y = jax.lax.scan(position, state, now)
         return last, (state, y)
 
-    start = _ends(functools.partial(_next, rate), rate, cut, _pieces(len(x)))
+    start = _ends(functools.partial(_next, wide), wide, cut, pieces)
     _, (states, y) = jax.lax.scan(chunk, start, cut)
-    return _join(y, len(x)), (x, step, into, out, rate, same, states)
+    return _join(y, x.shape, pieces), (x, step, into, out, rate, same, states)
 
 
 def _backward(kept, gradient):
     """Autodiff would keep several arrays as large as all states of a chunk."""
     x, step, into, out, rate, same, states = kept
-    cut = tuple(map(_cut, (x, step, into, out, same, gradient)))
+    pieces = _pieces(step.shape[:3], rate)
+    cut = tuple(_cut(a, pieces) for a in (x, step, into, out, same, gradient))
+    wide = _spread(rate, cut)
 
     def again(state, now):
-        return _next(rate, state, now), state
+        return _next(wide, state, now), state
 
     def here(later, out, gradient):
-        return later + _wide(out) * gradient.astype(jnp.float32)[:, :, None]
+        return later + _wide(out) * gradient.astype(jnp.float32)[:, None]
 
     def position(carried, now):
         later, rate_gradient = carried
         state, (x, step, into, out, same, gradient) = now
         state_gradient = here(later, out, gradient)
-        decay, taken = _decay(rate, step, same), step * x
+        decay, taken = _decay(wide, step, same), step * x
         decayed = decay * state
         exponent_gradient = state_gradient * decayed
-        taken_gradient = (state_gradient * _wide(into)).sum(2)
-        step_gradient = (exponent_gradient * rate[:, None]).sum(2) + x * taken_gradient
-        rate_gradient += (exponent_gradient * step[:, :, None]).sum(1)
-        into_gradient = jnp.einsum("RQME,RQE->RQM", state_gradient, taken)
-        state = decayed + taken[:, :, None] * _wide(into)
+        taken_gradient = (state_gradient * _wide(into)).sum(1)
+        step_gradient = (exponent_gradient * wide).sum(1) + x * taken_gradient
+        rate_gradient += exponent_gradient * step[:, None]
+        into_gradient = jnp.einsum("SME,SE->SM", state_gradient, taken)
+        state = decayed + taken[:, None] * _wide(into)
         gradient = gradient.astype(jnp.float32)
         found = (
             (step * taken_gradient).astype(x.dtype),
             step_gradient,
             into_gradient.astype(into.dtype),
-            jnp.einsum("RQME,RQE->RQM", state, gradient).astype(out.dtype),
+            jnp.einsum("SME,SE->SM", state, gradient).astype(out.dtype),
         )
         return (decay * state_gradient, rate_gradient), found
 
@@ -251,14 +268,17 @@ def _backward(kept, gradient):
 
     def before(later, now):
         _, step, _, out, same, gradient = now
-        return _decay(rate, step, same) * here(later, out, gradient)
+        return _decay(wide, step, same) * here(later, out, gradient)
 
-    later = _ends(before, rate, cut, _pieces(len(x)), reverse=True)
-    carried = later, jnp.zeros_like(rate)
+    later = _ends(before, wide, cut, pieces, reverse=True)
+    carried = later, jnp.zeros_like(wide)
     (_, rate_gradient), found = jax.lax.scan(
         chunk, carried, (states, cut), reverse=True
     )
-    return *(_join(y, len(x)) for y in found), rate_gradient, None
+    rate_gradient = rate_gradient.reshape(len(rate), -1, *rate.shape[1:]).sum(1)
+    shapes = (a.shape for a in (x, step, into, out))
+    joined = (_join(y, s, pieces) for y, s in zip(found, shapes, strict=True))
+    return *joined, rate_gradient, None
 
 
 selective_scan.defvjp(_forward, _backward)
@@ -266,12 +286,12 @@ selective_scan.defvjp(_forward, _backward)
 
 def _next(rate, state, now):
     x, step, into, _, same = now
-    return _decay(rate, step, same) * state + (step * x)[:, :, None] * _wide(into)
+    return _decay(rate, step, same) * state + (step * x)[:, None] * _wide(into)
 
 
 def _decay(rate, step, same):
-    """[R, Q, M, E], which multiplies the state before."""
-    return jnp.exp(step[:, :, None] * rate[:, None]) * same[:, :, None, None]
+    """[S, M, E], which multiplies the state before."""
+    return jnp.exp(step[:, None] * rate) * same[:, None, None]
 
 
 def _wide(x):
@@ -279,21 +299,19 @@ def _wide(x):
 
 
 def _ends(turn, rate, cut, pieces, reverse=False):
-    """What each piece of a row is entered with from the one before, [R, Q, M, E].
+    """What each piece of a row is entered with from the one before, [S, M, E].
 
     A piece hands on what it makes of zeros and, by the product of its decays, a part
     of what it is entered with. These two of every piece are found side by side.
 
     Args:
       turn: of a state and the values of a position, to the next state.
-      rate: that of `selective_scan`.
+      rate: from `_spread`.
       cut: values from `_cut`, of which the second is `step` and the fifth `same`.
       pieces: in a row.
       reverse: the pieces are entered from their ends.
     """
-    step, same = cut[1], cut[4]
-    shape = *step.shape[2:4], *rate.shape[1:]
-    zeros = jnp.zeros(shape, jnp.float32)
+    step, same, zeros = cut[1], cut[4], jnp.zeros_like(rate)
     if pieces == 1:
         return zeros
     positions = tuple(a.reshape(-1, *a.shape[2:]) for a in cut)
@@ -301,34 +319,55 @@ def _ends(turn, rate, cut, pieces, reverse=False):
         lambda state, now: (turn(state, now), None), zeros, positions, reverse=reverse
     )
     passed = _decay(rate, step.sum((0, 1)), same.all((0, 1)))
-    apart = shape[0], -1, pieces, *shape[2:]
-    added, passed = (jnp.moveaxis(a.reshape(apart), 2, 0) for a in (added, passed))
+    added, passed = (
+        jnp.moveaxis(a.reshape(-1, pieces, *a.shape[1:]), 1, 0) for a in (added, passed)
+    )
     _, entered = jax.lax.scan(
         lambda state, now: (now[1] * state + now[0], state),
         jnp.zeros_like(added[0]),
         (added, passed),
         reverse=reverse,
     )
-    return jnp.moveaxis(entered, 0, 2).reshape(shape)
+    return jnp.moveaxis(entered, 0, 1).reshape(zeros.shape)
 
 
-def _pieces(length):
-    return -(-length // _PIECE)
+def _pieces(rows, rate):
+    """Into how many a row is cut, to have enough work side by side.
+
+    Their price is `_ends`: each pass goes through all positions once more. On a CPU the
+    states of few rows are work enough.
+
+    Args:
+      rows: numbers of positions, directions and rows.
+      rate: that of `selective_scan`.
+    """
+    length, _, count = rows
+    pieces = -(-length // _PIECE)
+    if device_kind() != "cpu":
+        return pieces
+    return min(pieces, -(-_CPU_WIDTH // (count * rate.size)))
 
 
-def _cut(x):
-    """[L, R, B, ...] -> [C, I, R, Q, ...], with zeros after the end of the row."""
-    length, directions, _, *rest = x.shape
-    pieces = _pieces(length)
+def _spread(rate, cut):
+    """[R, M, E] -> [S, M, E]."""
+    return jnp.repeat(rate, cut[0].shape[2] // len(rate), 0)
+
+
+def _cut(x, pieces):
+    """[L, R, B, ...] -> [C, I, S, ...], with zeros after the end of the row."""
+    length, directions, rows, *rest = x.shape
     chunks = -(-length // (pieces * _CHUNK))
     pad = pieces * chunks * _CHUNK - length
     x = jnp.pad(x, ((0, pad), *((0, 0) for _ in x.shape[1:])))
-    x = jnp.moveaxis(x.reshape(pieces, chunks, _CHUNK, *x.shape[1:]), 0, 4)
-    return x.reshape(chunks, _CHUNK, directions, -1, *rest)
+    if pieces > 1:  # else XLA's CPU compiler copies what has its place already
+        x = jnp.moveaxis(x.reshape(pieces, -1, *x.shape[1:]), 0, 3)
+    return x.reshape(chunks, _CHUNK, directions * rows * pieces, *rest)
 
 
-def _join(y, length):
-    """Undoes `_cut`."""
-    chunks, inside, directions, _, *rest = y.shape
-    y = y.reshape(chunks, inside, directions, -1, _pieces(length), *rest)
-    return jnp.moveaxis(y, 4, 0).reshape(-1, *y.shape[2:4], *rest)[:length]
+def _join(y, shape, pieces):
+    """Undoes `_cut` of an array of that shape."""
+    length, directions, rows, *rest = shape
+    y = y.reshape(-1, directions, rows, pieces, *rest)
+    if pieces > 1:
+        y = jnp.moveaxis(y, 3, 0)
+    return y.reshape(-1, directions, rows, *rest)[:length]
