@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 DISTILBERT = f"{ROOT / 'configs/distilbert.py'}:smoke"
 TINYBERT = f"{ROOT / 'configs/tinybert.py'}:smoke"
 GLUE = str(ROOT / "configs/glue.py")
-SHORT = ["phases[0].length=32", "phases[1].length=32", "data.num_workers=1"]
+SHORT = ["phases[0].length=32", "data.num_workers=1"]
 
 
 @pytest.fixture(scope="module")

@@ -453,7 +453,10 @@ ok = []
             ["--config.pretrain:data.source=none.txt", "--config.task.text_column=txt"],
             ["pretrain and 2 more: config.data.source=none.txt", "'txt'"],
         ),
-        (["--config.stepz=1"], ["pretrain", "'steps'"]),
+        (
+            ["--config.pretrain:stepz=1", "--config.learn:optim.peak_rat=1"],
+            ["'steps'", "'peak_rate'"],
+        ),
     ],
 )
 def test_bad_flags_of_a_grid_are_one_message(stages, flags, words):
