@@ -21,8 +21,7 @@ from bert_jax.model.layers import Dense, initializer, matmul_dtype
 from bert_jax.sharding import by_rows_and_channels, device_kind
 
 _CHUNK = 16  # [positions] whose states the backward pass computes again at once
-_PIECE = 512  # [positions] of a piece, where rows are cut
-_CPU_WIDTH = 16384  # [numbers in the states side by side] that keep a core busy
+_PIECE = 512  # [positions] that a scan takes one after another, but on a CPU
 _STEPS = 1e-3, 0.1  # initial step sizes
 
 # Of one channel's filter: a fan-in of its few taps, not of the features.
@@ -210,7 +209,7 @@ def selective_scan(
 
 
 def _forward(x, step, into, out, rate, same):
-    pieces = _pieces(step.shape[:3], rate)
+    pieces = _pieces(len(x))
     cut = tuple(_cut(a, pieces) for a in (x, step, into, out, same))
     wide = _spread(rate, cut)
 
@@ -230,7 +229,7 @@ def _forward(x, step, into, out, rate, same):
 def _backward(kept, gradient):
     """Autodiff would keep several arrays as large as all states of a chunk."""
     x, step, into, out, rate, same, states = kept
-    pieces = _pieces(step.shape[:3], rate)
+    pieces = _pieces(len(x))
     cut = tuple(_cut(a, pieces) for a in (x, step, into, out, same, gradient))
     wide = _spread(rate, cut)
 
@@ -331,21 +330,13 @@ def _ends(turn, rate, cut, pieces, reverse=False):
     return jnp.moveaxis(entered, 0, 1).reshape(zeros.shape)
 
 
-def _pieces(rows, rate):
-    """Into how many a row is cut, to have enough work side by side.
+def _pieces(length):
+    """Into how many a row is cut, to have work side by side.
 
     Their price is `_ends`: each pass goes through all positions once more. On a CPU the
-    states of few rows are work enough.
-
-    Args:
-      rows: numbers of positions, directions and rows.
-      rate: that of `selective_scan`.
+    states of a single row are work enough.
     """
-    length, _, count = rows
-    pieces = -(-length // _PIECE)
-    if device_kind() != "cpu":
-        return pieces
-    return min(pieces, -(-_CPU_WIDTH // (count * rate.size)))
+    return 1 if device_kind() == "cpu" else -(-length // _PIECE)
 
 
 def _spread(rate, cut):

@@ -35,6 +35,7 @@ def short_pieces():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(mamba, "_CHUNK", 4)
         patch.setattr(mamba, "_PIECE", 10)
+        patch.setattr(mamba, "device_kind", lambda: "one that cuts rows")
         yield
 
 
@@ -271,8 +272,17 @@ def plain_scan(x, step, into, out, rate, same):
     return jax.lax.scan(turn, zeros, (x, step, into, out, same))[1]
 
 
-@pytest.mark.parametrize("length", [1, 10, 27, 48])
-def test_the_gradient_is_that_of_autodiff(length):
+def take(monkeypatch, pieces):
+    """Rows in pieces, as accelerators do, or whole, as CPUs do."""
+    kind = "one that cuts rows" if pieces else "cpu"
+    monkeypatch.setattr(mamba, "device_kind", lambda: kind)
+
+
+@pytest.mark.parametrize(
+    ("length", "pieces"), [(1, True), (10, True), (27, True), (48, True), (27, False)]
+)
+def test_the_gradient_is_that_of_autodiff(length, pieces, monkeypatch):
+    take(monkeypatch, pieces)
     *inputs, same = scan_inputs(length, 2, 5, 3)
     weight = np.random.default_rng(2).standard_normal(inputs[0].shape)
 
@@ -297,8 +307,9 @@ def test_the_states_add_up_in_float32():
     assert float(y[-1, 0, 0, 0]) == pytest.approx(0.8, rel=0.01)
 
 
-def test_the_states_of_a_row_are_never_in_memory_at_once(monkeypatch):
-    monkeypatch.undo()
+@pytest.mark.parametrize("pieces", [True, False])
+def test_the_states_of_a_row_are_never_in_memory_at_once(pieces, monkeypatch):
+    take(monkeypatch, pieces)
     monkeypatch.setattr(mamba, "_CHUNK", 16)
     monkeypatch.setattr(mamba, "_PIECE", 512)
     *inputs, same = scan_inputs(4096, 1, 64, 64)
