@@ -98,7 +98,7 @@ class Model:
     norm_epsilon: float = 1e-12
     init_std: float = 0.02  # of the truncated normal
     dtype: str = "bfloat16"  # of the computation; parameters are float32
-    matmul_dtype: str = "auto"  # of what linear maps multiply; auto is dtype
+    matmul_dtype: str = "auto"  # that linear maps, and flash, multiply; auto is dtype
     mixer: str = "attention"  # of positions: (causal_)attention, mamba or lstm
     window: int = 0  # [tokens] around its own that local attention sees; 0 is all
     global_every: int = 3  # layers of which the first sees all, in spite of a window
