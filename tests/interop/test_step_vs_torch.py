@@ -145,7 +145,7 @@ def test_all_of_the_gpu_script_runs_and_a_failure_ends_nothing(store, tmp_path):
     assert "config.model.heads=3" in found["tiny-64-wrong"]["error"]
     kinds = {row["kind"]: row for row in found["attention"]["rows"]}
     assert "NVIDIA GPUs" in kinds.pop("cudnn")["why"]
-    assert list(kinds) == ["xla", "pallas", "splash"]
+    assert list(kinds) == ["xla", "flash", "pallas", "splash"]
     for row in kinds.values():
         assert row["to_xla"] > 0 and row["to_floor"] > 0 and row["differs"] < 1e-5
     losses = {cell["name"]: cell for cell in found["losses"]["cells"]}
