@@ -92,6 +92,7 @@ class Cell(NamedTuple):
 
     name: str
     runs: list[Run]
+    look: int = 0  # number of its colour and dashes
 
     @property
     def done(self) -> list[Run]:
@@ -117,6 +118,13 @@ class Cell(NamedTuple):
             f"{run.path.name}: {seed}"
             for run, seed in zip(self.runs, seeds, strict=True)
         ]
+
+
+class Stage(NamedTuple):
+    """Cells that are scored on one task, as those of one stage of a grid are."""
+
+    name: str
+    cells: list[Cell]  # by names that need only tell them apart from one another
 
 
 # --- What there is ---
@@ -234,6 +242,35 @@ def _names(groups: Sequence[Sequence[Run]]) -> list[str]:
     ]
     base = os.path.commonpath([at.parent for own in places for at in own])
     return [", ".join(os.path.relpath(at, base) for at in own) for own in places]
+
+
+def stages(cells: Sequence[Cell]) -> list[Stage]:
+    """Puts cells of one task together, pretraining first.
+
+    Args:
+      cells: from `read`.
+
+    Returns:
+      Every cell once. A name is that of the directory that the runs of a stage have in
+      common, or what `task` calls it; with a single stage it is "".
+    """
+    alike = collections.defaultdict(list)
+    for cell in cells:
+        alike[cell.held_out[:-1]].append(cell)
+    found, looks = [], collections.defaultdict(itertools.count().__next__)
+    for task, own in sorted(alike.items(), key=lambda item: item[0][0] != "pretrain"):
+        name, names = task[1] or task[0], [cell.name for cell in own]
+        lasts = {run.path.absolute().name for cell in own for run in cell.runs}
+        end = f"/{min(lasts)}"
+        if len(lasts) == 1 < len(alike) and all(each.endswith(end) for each in names):
+            name = end[1:]
+            names = [each.removesuffix(end).replace(f"{end}, ", ", ") for each in names]
+        named = [
+            cell._replace(name=each, look=looks[each])
+            for cell, each in zip(own, names, strict=True)
+        ]
+        found.append(Stage(name if len(alike) > 1 else "", named))
+    return found
 
 
 # --- What it comes to ---
@@ -388,7 +425,8 @@ def page(cells: Sequence[Cell]) -> str:
     Returns:
       HTML that refers to nothing outside itself.
     """
-    rows, runs = facts(cells), [run for cell in cells for run in cell.runs]
+    runs = [run for cell in cells for run in cell.runs]
+    found = stages(cells)
     head = Path(os.path.commonpath([run.path.absolute() for run in runs])).name
     name = cells[0].name if len(cells) == 1 else head or "runs"
     count = f"{_count(len(runs), 'run')} of {_count(len(cells), 'setting')}"
@@ -401,12 +439,12 @@ def page(cells: Sequence[Cell]) -> str:
         "title": escape(f"{name}: {count.partition(';')[0]}"),
         "name": escape(name),
         "about": escape(count),
-        "scores": _score_table(cells, rows),
-        "settings": _setting_tables(cells),
-        "legend": _legend(cells),
-        "cost": _cost_table(cells, rows),
+        "scores": _each(found, _score_table),
+        "settings": _each(found, _setting_tables),
+        "legend": _legend(found),
+        "cost": _cost_table(found),
         # `<` would end the element that holds it.
-        "data": log.to_json(_curves(cells)).replace("<", "\\u003c"),
+        "data": log.to_json(_curves(found)).replace("<", "\\u003c"),
     }
     text = (
         importlib.resources.files("bert_jax").joinpath("report.html").read_text("utf-8")
@@ -418,6 +456,17 @@ def page(cells: Sequence[Cell]) -> str:
     return text.encode(errors="replace").decode()  # a file's name may be no Unicode
 
 
+def _each(found: Sequence[Stage], table: Callable[[Sequence[Cell], int], str]) -> str:
+    return "".join(
+        _heading(stage) + table(stage.cells, number)
+        for number, stage in enumerate(found)
+    )
+
+
+def _heading(stage: Stage) -> str:
+    return f"<h3>{escape(stage.name)}</h3>" if stage.name else ""
+
+
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
 
@@ -427,6 +476,7 @@ def _table(
     caption: str,
     heads: Sequence[tuple[str, Sequence[str]]],
     rows: Iterable[str],
+    number: int = 0,
 ) -> str:
     """A table in a box that scrolls by itself.
 
@@ -435,7 +485,9 @@ def _table(
       caption: text.
       heads: of columns, HTML, with those of the columns below; none are one column.
       rows: from `_row`.
+      number: of this table among those of its kind.
     """
+    name = f"of-{kind}{number or ''}"
     deep = any(below for _, below in heads)
     first = "".join(
         f'<th scope="colgroup" colspan="{len(below)}">{head}</th>'
@@ -446,9 +498,9 @@ def _table(
     second = "".join(f'<th scope="col">{b}</th>' for _, below in heads for b in below)
     lines = "".join(f"<tr>{line}</tr>" for line in (first, second) if line)
     return (
-        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="of-{kind}">'
+        f'<div class="scroll" tabindex="0" role="region" aria-labelledby="{name}">'
         f'<table class="{kind}">'
-        f'<caption><span id="of-{kind}">{escape(caption)}</span></caption>'
+        f'<caption><span id="{name}">{escape(caption)}</span></caption>'
         f"<thead>{lines}</thead><tbody>{''.join(rows)}</tbody></table></div>"
     )
 
@@ -458,9 +510,9 @@ def _row(head: str, values: Iterable[str]) -> str:
     return f'<tr><th scope="row">{head}</th>{cells}</tr>'
 
 
-def _label(cells: Sequence[Cell], number: int) -> str:
-    name = escape(cells[number].name)
-    return f'<span class="name">{_swatch(number)}<span>{name}</span></span>'
+def _label(cell: Cell) -> str:
+    name = escape(cell.name)
+    return f'<span class="name">{_swatch(cell.look)}<span>{name}</span></span>'
 
 
 def _swatch(number: int) -> str:
@@ -475,7 +527,8 @@ def _look(number: int) -> str:
     return f"c{number % _COLOURS} d{number // _COLOURS % _DASHES}"
 
 
-def _score_table(cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> str:
+def _score_table(cells: Sequence[Cell], stage: int) -> str:
+    rows = facts(cells)
     metrics = _metrics(run for cell in cells for run in cell.runs)
     columns = list(itertools.product(metrics, ("final", "best")))
     means = collections.defaultdict(list)
@@ -499,7 +552,7 @@ def _score_table(cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> str:
             elif found:
                 text = f"<i>{text}</i>"
             values.append(text)
-        lines.append(_row(_label(cells, i), values))
+        lines.append(_row(_label(cells[i]), values))
     heads: list[tuple[str, Sequence[str]]] = [
         (n, ()) for n in ("setting", "state", "steps")
     ]
@@ -512,7 +565,7 @@ def _score_table(cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> str:
         "settings with the same held-out set the best mean is bold. Unfinished runs "
         "count only where none is finished, and are in italics there."
     )
-    return _table("scores", caption, heads, lines)
+    return _table("scores", "As above" if stage else caption, heads, lines, stage)
 
 
 def _mean(found: dict[str, Any] | None) -> str:
@@ -523,7 +576,7 @@ def _mean(found: dict[str, Any] | None) -> str:
     return f"{found['mean']:.4f} ± {found['sd']:.4f} <small>({found['n']})</small>"
 
 
-def _setting_tables(cells: Sequence[Cell]) -> str:
+def _setting_tables(cells: Sequence[Cell], stage: int) -> str:
     """What differs, the longer way down, and below it what does not."""
     differ = differences(cells)
     common = {
@@ -534,7 +587,7 @@ def _setting_tables(cells: Sequence[Cell]) -> str:
     text = "<p>Nothing but the seed.</p>"
     if differ:
         caption = "Fields of config.json whose values differ between the settings"
-        labels = [_label(cells, i) for i in range(len(cells))]
+        labels = list(map(_label, cells))
         fields = [f"<code>{escape(name)}</code>" for name in differ]
         values = [[_value(value) for value in own] for own in differ.values()]
         if len(differ) > len(cells):
@@ -543,12 +596,11 @@ def _setting_tables(cells: Sequence[Cell]) -> str:
             turned = zip(*values, strict=True)
             rows, heads, first = map(_row, labels, turned), fields, "setting"
         text = _table(
-            "settings", caption, [(head, ()) for head in (first, *heads)], rows
+            "settings", caption, [(head, ()) for head in (first, *heads)], rows, stage
         )
     rows = (_row(f"<code>{escape(n)}</code>", [own]) for n, own in common.items())
-    table = _table(
-        "common", "Fields that all settings share", [("field", ()), ("value", ())], rows
-    )
+    heads = [("field", ()), ("value", ())]
+    table = _table("common", "Fields that all settings share", heads, rows, stage)
     count = _count(len(common), "field")
     return f"{text}<details><summary>{count} in common</summary>{table}</details>"
 
@@ -563,16 +615,24 @@ def _value(value: Any) -> str:
     return escape(json.dumps(value, ensure_ascii=False))
 
 
-def _legend(cells: Sequence[Cell]) -> str:
+def _legend(found: Sequence[Stage]) -> str:
     """A box to tick for each cell, and for each of its runs if they are several."""
-    items, number = [], 0
-    for i, cell in enumerate(cells):
+    text, number = "", 0
+    for stage in found:
+        items = _boxes(stage.cells, number)
+        number += sum(len(cell.runs) for cell in stage.cells)
+        text += f"{_heading(stage)}<ul>{''.join(items)}</ul>"
+    return text
+
+
+def _boxes(cells: Sequence[Cell], number: int) -> Iterator[str]:
+    for cell in cells:
         numbers = range(number, number + len(cell.runs))
         number = numbers.stop
         runs = " ".join(map(str, numbers))
         item = (
             f'<label><input type="checkbox" checked data-runs="{runs}">'
-            f"{_label(cells, i)}</label>"
+            f"{_label(cell)}</label>"
         )
         if len(cell.runs) > 1:
             seeds = "".join(
@@ -581,11 +641,10 @@ def _legend(cells: Sequence[Cell]) -> str:
                 for n, label in zip(numbers, cell.labels, strict=True)
             )
             item += f'<span class="seeds">seed {seeds}</span>'
-        items.append(f"<li>{item}</li>")
-    return f"<ul>{''.join(items)}</ul>"
+        yield f"<li>{item}</li>"
 
 
-def _cost_table(cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> str:
+def _cost_table(found: Sequence[Stage]) -> str:
     shown: dict[str, tuple[str, Callable[[float], str]]] = {
         "flops": ("model FLOPs", lambda x: f"{x:.2e}".replace("e+", "e")),
         "tokens": ("useful tokens [10⁶]", lambda x: _digits(x / 1e6)),
@@ -602,12 +661,15 @@ def _cost_table(cells: Sequence[Cell], rows: Sequence[dict[str, Any]]) -> str:
         devices = dict.fromkeys(cost["device"] or _NONE for cost in costs)
         return [*texts, escape(", ".join(devices))]
 
-    lines = [
-        _row(_label(cells, i), [str(len(row["cost"])), *sums(row["cost"])])
-        for i, row in enumerate(rows)
-    ]
-    if len(rows) > 1:
-        every = [cost for row in rows for cost in row["cost"]]
+    lines, every = [], []
+    for stage in found:
+        for cell in stage.cells:
+            own = [_cost(run) for run in cell.runs]
+            name = ": ".join(filter(None, [stage.name, cell.name]))
+            head = _label(cell._replace(name=name))
+            lines.append(_row(head, [str(len(own)), *sums(own)]))
+            every += own
+    if len(lines) > 1:
         lines.append(_row("all", [str(len(every)), *sums(every)]))
     heads = ["setting", "runs", *(head for head, _ in shown.values()), "device"]
     caption = (
@@ -626,13 +688,21 @@ def _digits(number: float) -> str:
     return f"{number:.{2 - math.floor(math.log10(number))}f}"
 
 
-def _curves(cells: Sequence[Cell]) -> dict[str, Any]:
+def _curves(found: Sequence[Stage]) -> dict[str, Any]:
     """What the script of the page draws."""
     runs: list[dict[str, Any]] = []
+    return {
+        "charts": [chart for stage in found for chart in _charts(stage, runs)],
+        "runs": runs,
+    }
+
+
+def _charts(stage: Stage, runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Charts of a stage, whose runs are appended to `runs`."""
     charts: dict[str, list[dict[str, Any]]] = collections.defaultdict(list)
-    every = [run for cell in cells for run in cell.runs]
+    every = [run for cell in stage.cells for run in cell.runs]
     metrics = dict.fromkeys([*_TITLES, *_metrics(every), *_TRAINING])
-    for i, cell in enumerate(cells):
+    for cell in stage.cells:
         for run, label in zip(cell.runs, cell.labels, strict=True):
             seed = label and f", seed {label}"
             sums = _progress(run)
@@ -652,19 +722,19 @@ def _curves(cells: Sequence[Cell]) -> dict[str, Any]:
                         curve = {"run": len(runs), "heldOut": bool(prefix), "x": x}
                         curve["y"] = [_rounded(value, 5) for value in y]
                         charts[name].append(curve)
-            runs.append({"name": cell.name + seed, "look": _look(i), "axes": axes})
-    return {
-        "runs": runs,
-        "charts": [
-            {
-                "title": _title(name),
-                "fromZero": name in ("learning_rate", "useful_tokens_per_second"),
-                "curves": charts[name],
-            }
-            for name in metrics
-            if charts[name]
-        ],
-    }
+            runs.append(
+                {"name": cell.name + seed, "look": _look(cell.look), "axes": axes}
+            )
+    return [
+        {
+            "stage": stage.name,
+            "title": _title(name),
+            "fromZero": name in ("learning_rate", "useful_tokens_per_second"),
+            "curves": charts[name],
+        }
+        for name in metrics
+        if charts[name]
+    ]
 
 
 def _rounded(number: float, digits: int) -> float | int:

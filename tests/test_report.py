@@ -127,6 +127,35 @@ def test_stages_of_trials_are_one_row_each(tmp_path):
     assert [len(cell.runs) for cell in report.read([tmp_path / "s"])] == [2, 2]
 
 
+def test_a_grid_is_shown_stage_by_stage(tmp_path):
+    for rate, seed in itertools.product((0.25, 0.5), (0, 1)):
+        trial = tmp_path / f"s/{rate}/seed={seed}"
+        more = {"optim__peak_rate": rate, "seed": seed}
+        for name in ("ner", "pretrain"):
+            kind = "tag" if name == "ner" else name
+            write(trial / name, task__kind=kind, task__score="", **more)
+        write(trial / "sst2", init=str(trial / "pretrain"), task__glue="sst2", **more)
+    text = report.page(report.read([tmp_path / "s"]))
+    found = Page(text)
+    assert found.texts["h3"] == "pretrainnersst2" * 3  # scores, settings, boxes
+    for number in (0, 1, 2, 3, 5, 7):  # scores, then settings and what is common
+        heads = ["setting", "final"] if number < 3 else ["setting"]
+        assert list(found.rows(number)) == [*heads, "0.25", "0.5"]
+    assert "init" in found.tables[7][0] and "init" not in found.tables[3][0]
+    assert list(found.rows(-1))[1:4] == ["pretrain: 0.25", "pretrain: 0.5", "ner: 0.25"]
+    data = json.loads(found.data)
+    shown = {}
+    for chart in data["charts"]:
+        own = shown.setdefault(chart["stage"], set())
+        own |= {curve["run"] for curve in chart["curves"]}
+    assert list(shown.items()) == [
+        *(("pretrain", {0, 1, 2, 3}), ("ner", {4, 5, 6, 7})),
+        ("sst2", {8, 9, 10, 11}),
+    ]
+    looks = [run["look"] for run in data["runs"]]
+    assert looks == ["c0 d0", "c0 d0", "c1 d0", "c1 d0"] * 3
+
+
 def test_runs_that_differ_by_seed_are_one_row(study):
     found = page(study)
     rows = found.rows(0)
