@@ -308,8 +308,8 @@ def by_rows_and_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Arr
     The compiler cannot cut a kernel that somebody else has written.
 
     Args:
-      attend: function (query, key, value, example) of [B, L, H, h] and int32 [B, L] to
-        [B, L, H, h], perhaps also of words [B, H, 2], called in a function traced with
+      attend: function (query, key, value, example, words) of [B, L, H, h], int32 [B, L]
+        and uint32 [B, H, 2] or None to [B, L, H, h], called in a function traced with
         `use_abstract_mesh`; in any other it is left as it is.
 
     Returns:
@@ -321,12 +321,7 @@ def by_rows_and_heads(attend: Callable[..., jax.Array]) -> Callable[..., jax.Arr
     own = PartitionSpec(_BATCH_AXES, MESH_AXIS["heads"])
     specs = (heads, heads, heads, PartitionSpec(_BATCH_AXES), own)
 
-    def whole(*arrays: jax.Array | None) -> jax.Array:
-        part = specs[: len(arrays)]
-        cut = jax.shard_map(attend, in_specs=part, out_specs=heads, check_vma=False)
-        return cut(*arrays)
-
-    return whole
+    return jax.shard_map(attend, in_specs=specs, out_specs=heads, check_vma=False)
 
 
 def by_rows_and_channels(scan: Callable[..., jax.Array]) -> Callable[..., jax.Array]:

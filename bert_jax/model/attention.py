@@ -149,25 +149,17 @@ def attend(
 
     Vaswani et al. 2017, section 3.2.1; packing as in Krell et al. 2021, section 3.2.
     """
-    dropping = words is not None and rate > 0
     kind, (_, length, _, features) = sharding.device_kind(), query.shape
+    own = None if words is None or not rate else spread(words, query.shape[::2])
+    limits = kind, length, features, query.dtype, own is not None
     if implementation == "auto":
-        implementation = choose(kind, length, features, query.dtype, dropping)
-    own = spread(words, query.shape[::2]) if words is not None and dropping else None
-    if implementation == "xla":
-        by_head = functools.partial(_attend, rate)
-        return _masked(by_head, causal, window, query, key, value, example, own)
-    arrays = query, key, value, example
-    if implementation == "flash":
-        by_head = functools.partial(flash, rate, jnp.dtype(dtype or query.dtype))
-        rows = functools.partial(_masked, by_head, causal, window)
-        return sharding.by_rows_and_heads(rows)(*arrays, own)
-    _check(implementation, kind, length, features, query.dtype, dropping)
-    kernel = functools.partial(_KERNELS[implementation], causal, window)
-    if implementation == "pallas":
-        kernel = functools.partial(kernel, rate if dropping else 0.0)
-        return sharding.by_rows_and_heads(kernel)(*arrays, own)
-    return sharding.by_rows_and_heads(kernel)(*arrays)
+        implementation = choose(*limits)
+    _check(implementation, *limits)
+    rule = _Rule(causal, window, rate, jnp.dtype(dtype or query.dtype))
+    kernel = functools.partial(_IMPLEMENTATIONS[implementation], rule)
+    if implementation != "xla":  # which the compiler can cut
+        kernel = sharding.by_rows_and_heads(kernel)
+    return kernel(query, key, value, example, own)
 
 
 def _check(
@@ -179,12 +171,12 @@ def _check(
     dropping: bool,
 ) -> None:
     """Raises UserError where a kernel cannot do this; arguments as of `choose`."""
-    if implementation not in _KERNELS:
+    if implementation not in _IMPLEMENTATIONS:
         raise UserError(
-            f"config.model.attention={implementation!r}: choose one of auto, xla, "
-            f"flash, {', '.join(_KERNELS)}"
+            f"config.model.attention={implementation!r}: choose one of auto, "
+            f"{', '.join(_IMPLEMENTATIONS)}"
         )
-    if dropping and implementation != "pallas":
+    if dropping and implementation in ("cudnn", "splash"):
         raise UserError(
             f"config.model.attention={implementation} cannot drop attention "
             "probabilities: set config.model.attention_dropout=0, or attention=xla; "
@@ -294,15 +286,24 @@ def turns(
     return jnp.stack([jnp.cos(angle), jnp.sin(angle)])
 
 
-def _masked(attend, causal, window, query, key, value, example, words=None):
+class _Rule(NamedTuple):
+    """What is the same for all positions, as `attend` has it."""
+
+    causal: bool
+    window: int
+    rate: float
+    dtype: Any
+
+
+def _masked(attend, rule, query, key, value, example, words):
     """`attend` with the mask of who sees whom, a local one in blocks of half a window.
 
     Of local attention each block of positions sees itself and its two neighbours.
     """
-    length, half = query.shape[1], window // 2
-    if not window or length % half or length <= 3 * half:
+    length, half = query.shape[1], rule.window // 2
+    if not half or length % half or length <= 3 * half:
         place = jnp.arange(length)
-        mask = _allowed(example, example, place, place, causal, half)
+        mask = _allowed(example, example, place, place, rule.causal, half)
         return attend(query, key, value, mask, words)
 
     def blocks(x: Array) -> Array:
@@ -315,7 +316,7 @@ def _masked(attend, causal, window, query, key, value, example, words=None):
 
     index = jnp.arange(length)[None]
     examples = blocks(example), around(example)
-    mask = _allowed(*examples, blocks(index), around(index), causal, half)
+    mask = _allowed(*examples, blocks(index), around(index), rule.causal, half)
     arrays = blocks(query), around(key), around(value), mask
     if words is not None:
         own = spread(words, (*words.shape[:2], length // half))
@@ -343,25 +344,34 @@ def _allowed(
     return allowed[..., None, :, :]
 
 
-def _cudnn(causal, window, query, key, value, example):
+def _xla(rule, *arrays):
+    return _masked(functools.partial(_attend, rule.rate), rule, *arrays)
+
+
+def _flash(rule, *arrays):
+    return _masked(functools.partial(flash, rule.rate, rule.dtype), rule, *arrays)
+
+
+def _cudnn(rule, query, key, value, example, words):
     def attend(query, key, value, mask, _):
         return jax.nn.dot_product_attention(
             query, key, value, mask=mask, implementation="cudnn"
         )
 
     # Padding sees padding: the mask of a row without anything allowed is not defined.
-    return _masked(attend, causal, window, query, key, value, example + 1)
+    return _masked(attend, rule, query, key, value, example + 1, words)
 
 
-def _splash(causal, window, query, key, value, example):
+def _splash(rule, query, key, value, example, _):
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     _, length, heads, features = query.shape
     block = max(size for size in (128, 256, 512) if length % size == 0)
-    mask, half = splash.FullMask((length, length)), window // 2 or None
-    if causal or window:
+    mask, half = splash.FullMask((length, length)), rule.window // 2 or None
+    if rule.causal or half:
         # Ahead of a position there is nothing, half a window or all to be seen.
-        mask = splash.LocalMask((length, length), (half, 0 if causal else half), 0)
+        ahead = 0 if rule.causal else half
+        mask = splash.LocalMask((length, length), (half, ahead), 0)
     kernel: Any = splash.make_splash_mha(
         splash.MultiHeadMask([mask] * heads),
         block_sizes=splash.BlockSizes(
@@ -385,16 +395,23 @@ def _splash(causal, window, query, key, value, example):
     return jnp.swapaxes(jax.vmap(row)(query, key, value, example), 1, 2)
 
 
-def _pallas(causal, window, rate, query, key, value, example, words):
+def _pallas(rule, query, key, value, example, words):
     from bert_jax.model import kernels
 
-    rule = kernels.Rule(causal, window // 2, rate)
+    rate = rule.rate
     if words is None:
-        words = jnp.zeros((*query.shape[::2], 2), jnp.uint32)
-    return kernels.attend(rule, query, key, value, example, words)
+        words, rate = jnp.zeros((*query.shape[::2], 2), jnp.uint32), 0.0
+    own = kernels.Rule(rule.causal, rule.window // 2, rate)
+    return kernels.attend(own, query, key, value, example, words)
 
 
-_KERNELS = {"cudnn": _cudnn, "pallas": _pallas, "splash": _splash}
+_IMPLEMENTATIONS = {
+    "xla": _xla,
+    "flash": _flash,
+    "cudnn": _cudnn,
+    "pallas": _pallas,
+    "splash": _splash,
+}
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -48,7 +48,7 @@ def test_values_and_gradients(rate, kind):
         def scalar(query, key, value):
             return (function(query, key, value, example, words, rate) * weight).sum()
 
-        return jax.value_and_grad(scalar, (0, 1, 2))(query, key, value)
+        return jax.jit(jax.value_and_grad(scalar, (0, 1, 2)))(query, key, value)
 
     ours = total(functools.partial(attend, implementation=kind))
     theirs = total(plain)
@@ -91,7 +91,8 @@ def test_causal_and_local_attention(length, window, causal, kind):
         return (jnp.einsum("bnqk,bknd->bqnd", share, value) * weight).sum()
 
     found, wanted = (
-        jax.value_and_grad(f, (0, 1, 2))(query, key, value) for f in (ours, theirs)
+        jax.jit(jax.value_and_grad(f, (0, 1, 2)))(query, key, value)
+        for f in (ours, theirs)
     )
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, 1e-4, 1e-5), found, wanted
@@ -189,9 +190,12 @@ def in_both_directions(kind, mesh, vectors, weight, *rest, real=1.0, **limits):
 
 
 @pytest.mark.parametrize(
-    "limits", [{}, {"causal": True}, {"window": 64}, {"causal": True, "window": 64}]
+    ("mesh", "limits"),
+    [
+        *((None, {}), (None, {"causal": True}), (None, {"window": 64})),
+        (Mesh(data=2, fsdp=2, model=2), {"causal": True, "window": 64}),
+    ],
 )
-@pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=2, model=2)])
 @pytest.mark.parametrize("kernel", ["flash", "splash", "pallas"])
 def test_kernels_equal_xla_forward_and_backward(kernel, mesh, limits):
     rng = np.random.default_rng(3)
@@ -211,8 +215,9 @@ def test_kernels_equal_xla_forward_and_backward(kernel, mesh, limits):
     )
 
 
-@pytest.mark.parametrize("causal", [False, True])
-@pytest.mark.parametrize("mesh", [None, Mesh(data=2, fsdp=2, model=2)])
+@pytest.mark.parametrize(
+    ("mesh", "causal"), [(None, False), (Mesh(data=2, fsdp=2, model=2), True)]
+)
 @pytest.mark.parametrize("kernel", ["flash", "pallas"])
 def test_kernels_drop_the_probabilities_that_xla_drops(kernel, mesh, causal):
     rng = np.random.default_rng(4)
