@@ -161,7 +161,10 @@ class _Work:
         left = f"{seconds:.0f} s; {self.undone} left"
         found = sweep.read(trial, self.runs)
         if len(found) == len(self.runs.stages) and not status:
-            scores = ", ".join(f"{one['metric']} {one['score']:.4f}" for one in found)
+            scores = ", ".join(
+                f"{one['stage']} {one['metric']}".strip() + f" {one['score']:.4f}"
+                for one in found
+            )
             _tell(f"{trial.name} ends: {scores}, {left}")
             self.tabulate()
             return
