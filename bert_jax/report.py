@@ -100,6 +100,14 @@ class Cell(NamedTuple):
         return [run for run in self.runs if run.summary]
 
     @property
+    def state(self) -> str:
+        """The states of its runs, each with its number if they are several."""
+        if len(self.runs) == 1:
+            return self.runs[0].state
+        states = collections.Counter(run.state for run in self.runs)
+        return ", ".join(f"{n} {state}" for state, n in sorted(states.items()))
+
+    @property
     def held_out(self) -> tuple[Any, ...]:
         """Equal for cells that are scored on the same examples."""
         config, run = self.runs[0].config, (self.done or self.runs)[0]
@@ -302,16 +310,11 @@ def facts(cells: Sequence[Cell]) -> list[dict[str, Any]]:
     differ = differences(cells)
     rows = []
     for number, cell in enumerate(cells):
-        states = collections.Counter(run.state for run in cell.runs)
-        several = len(cell.runs) > 1
         rows.append(
             {
                 "name": cell.name,
                 "runs": [str(run.path) for run in cell.runs],
-                "state": ", ".join(
-                    f"{n} {state}" if several else state
-                    for state, n in sorted(states.items())
-                ),
+                "state": cell.state,
                 "steps": [run.step for run in cell.runs],
                 "settings": {name: own[number] for name, own in differ.items()},
                 "scores": _scores(cell),
@@ -528,31 +531,32 @@ def _look(number: int) -> str:
 
 
 def _score_table(cells: Sequence[Cell], stage: int) -> str:
-    rows = facts(cells)
     metrics = _metrics(run for cell in cells for run in cell.runs)
     columns = list(itertools.product(metrics, ("final", "best")))
+    scores = [_scores(cell) for cell in cells]
     means = collections.defaultdict(list)
-    for cell, row in zip(cells, rows, strict=True):
-        for name, kinds in row["scores"].items() if cell.done else ():
+    for cell, own in zip(cells, scores, strict=True):
+        for name, kinds in own.items() if cell.done else ():
             for kind, found in kinds.items():
                 means[cell.held_out, name, kind].append(found["mean"])
     lines = []
-    for i, row in enumerate(rows):
-        least, most = min(row["steps"]), max(row["steps"])
-        steps = f"{least:,}" if least == most else f"{least:,}–{most:,}"
-        values = [escape(row["state"]), steps]
+    for cell, own in zip(cells, scores, strict=True):
+        steps = [run.step for run in cell.runs]
+        least, most = min(steps), max(steps)
+        told = f"{least:,}" if least == most else f"{least:,}–{most:,}"
+        values = [escape(cell.state), told]
         for name, kind in columns:
-            found = row["scores"].get(name, {}).get(kind)
+            found = own.get(name, {}).get(kind)
             text = _mean(found)
-            if found and cells[i].done:
-                rivals = means[cells[i].held_out, name, kind]
+            if found and cell.done:
+                rivals = means[cell.held_out, name, kind]
                 best = min(rivals) if _is_low(name) else max(rivals)
                 if len(rivals) > 1 and found["mean"] == best:
                     text = f"<b>{text}</b>"
             elif found:
                 text = f"<i>{text}</i>"
             values.append(text)
-        lines.append(_row(_label(cells[i]), values))
+        lines.append(_row(_label(cell), values))
     heads: list[tuple[str, Sequence[str]]] = [
         (n, ()) for n in ("setting", "state", "steps")
     ]
