@@ -9,6 +9,7 @@ class Data:
 
     source: tuple[str, ...] = ("python-docs",)  # globs, tfds:NAME, python-docs
     text_key: str = "text"  # key of the text in .jsonl, .parquet and TFDS records
+    encoding: str = "utf-8"  # codec of text files without byte order mark; also cp949
     language: str = "en"  # [ISO 639-1] for sentence splitting
     store: str = ""  # token store directory; "" is WORKDIR/store
     dtype: str = "auto"  # auto, uint16 or uint32: type of a stored token id

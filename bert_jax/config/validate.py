@@ -102,6 +102,11 @@ def _group_problems(config: Config) -> list[str]:
     remedies = {}
     if not data.source:
         remedies["data.source"] = "name at least one glob, tfds:NAME or python-docs"
+    if not _is_text_encoding(data.encoding):
+        remedies["data.encoding"] = (
+            "no such encoding; use Python's name of one, such as utf-8, utf-16, cp949, "
+            "gb18030, shift_jis or latin-1"
+        )
     if config.task.skip_label and config.task.kind not in ("classify", "regress"):
         remedies["task.skip_label"] = "only classify and regress leave examples out"
     if data.dtype == "uint16" and model.vocab_size > 2**16:
@@ -113,6 +118,13 @@ def _group_problems(config: Config) -> list[str]:
         path = "model.attention_dropout"
         remedies[path] = f"must be 0 with config.model.attention={model.attention}"
     return _faults(config, remedies | _layer_problems(config))
+
+
+def _is_text_encoding(name: str) -> bool:
+    try:
+        return "a\n".encode(name).decode(name) == "a\n"
+    except (LookupError, ValueError):  # hex, for example, is a codec but not of text
+        return False
 
 
 def _layer_problems(config: Config) -> dict[str, str]:

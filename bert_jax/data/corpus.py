@@ -6,8 +6,10 @@ memory does not depend on the size of a file.
 """
 
 import glob
+import itertools
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -17,12 +19,16 @@ from typing import Any
 from bert_jax.config import Data
 from bert_jax.data import python_docs, tfds
 from bert_jax.data.decompress import SUFFIXES, chunks
+from bert_jax.data.text import lines, pieces
 from bert_jax.errors import UserError
 
 Document = list[str]
 
 _FORMATS = (".txt", ".jsonl", ".parquet")
-_LINE_LIMIT = 1 << 20  # [bytes] a longer line of a .txt is cut at a space
+_EXTRACTED = re.compile(r"wiki_\d+")  # WikiExtractor's files, which have no suffix
+_DOCUMENT_TAG = re.compile(r"<doc id=.*>")  # begins each of their documents
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_LINE_LIMIT = 1 << 20  # [characters] a longer line is cut, at the end of a sentence
 _DOCUMENT_LIMIT = 1 << 22  # [characters] a longer document is cut between lines
 
 
@@ -30,22 +36,23 @@ def documents(data: Data, skipped: Counter[str] | None = None) -> Iterator[Docum
     """Streams every document of `data.source`, in an order that never changes.
 
     Args:
-      data: where the text is; `source`, `text_key` are read.
+      data: where the text is; `source`, `text_key` and `encoding` are read.
       skipped: counts what was left out or altered, by reason: `bad_utf8_lines`,
-        `empty_documents`, `documents_cut`. Pass one to report it.
+        `empty_documents`, `documents_cut`, `lines_outside_documents`. Pass one to
+        report it.
 
     Yields:
       Documents: lists of lines, each valid Unicode with something besides spaces.
 
     Raises:
-      UserError: a source is missing, damaged or of an unknown kind, a record lacks
-        the text key, or there is no document at all.
+      UserError: a source is missing, damaged, of an unknown kind or in another
+        encoding, a record lacks the text key, or there is no document at all.
     """
     skipped = Counter() if skipped is None else skipped
     found = False
     for source in data.source:
-        for lines in _source_documents(source, data.text_key, skipped):
-            for document in _cut(lines, skipped):
+        for paragraphs in _source_documents(source, data, skipped):
+            for document in _cut(paragraphs, skipped):
                 found = True
                 yield document
     if not found:
@@ -68,7 +75,7 @@ def _is_named(source: str) -> bool:
 
 
 def _source_documents(
-    source: str, text_key: str, skipped: Counter[str]
+    source: str, data: Data, skipped: Counter[str]
 ) -> Iterator[Iterator[str]]:
     if source == "python-docs":
         for document in python_docs.documents():
@@ -76,10 +83,11 @@ def _source_documents(
     elif tfds.is_named(source):
         source = tfds.with_split(source, "train")
         for record in tfds.stream(source):
-            yield _lines_of(_text_of(record, text_key, source), skipped)
+            text = _text_of(record, data.text_key, source)
+            yield _lines_of(text, skipped)
     else:
         for path in _matches(source):
-            yield from _file_documents(path, text_key, skipped)
+            yield from _file_documents(path, data, skipped)
 
 
 def _matches(pattern: str) -> list[str]:
@@ -112,44 +120,84 @@ def _matches(pattern: str) -> list[str]:
 
 def _below(directory: str) -> list[str]:
     paths = (path for path in Path(directory).rglob("*") if path.is_file())
-    return sorted(str(path) for path in paths if _format(str(path)))
+    return sorted(str(path) for path in paths if _is_corpus_name(path.name))
+
+
+def _is_corpus_name(name: str) -> bool:
+    kind = _format(name)
+    return bool(kind) or kind == "" and bool(_EXTRACTED.match(name))
 
 
 def _format(path: str) -> str | None:
-    stem, suffix = os.path.splitext(path)
+    """The suffix that names a format, "" if there is none, or None for an unknown."""
+    name = os.path.basename(path)
+    stem, suffix = os.path.splitext(name)
     if suffix in SUFFIXES:
         suffix = os.path.splitext(stem)[1]
-    return suffix if suffix in _FORMATS else None
+    suffix = suffix.lower()
+    return suffix if suffix in ("", *_FORMATS) else None
 
 
 def _file_documents(
-    path: str, text_key: str, skipped: Counter[str]
+    path: str, data: Data, skipped: Counter[str]
 ) -> Iterator[Iterator[str]]:
     kind = _format(path)
-    if kind == ".txt":
-        lines = _text_lines(path, skipped)
-        for first in lines:
-            if first:
-                yield _until_blank(first, lines)
+    if kind == ".parquet":
+        texts = _parquet_texts(path, data.text_key)
+    elif kind == ".jsonl" or not kind and _holds_json(path):
+        texts = _jsonl_texts(path, data, skipped)
+    else:
+        yield from _text_documents(path, data.encoding, skipped)
         return
-    texts = _jsonl_texts if kind == ".jsonl" else _parquet_texts
-    for text in texts(path, text_key, skipped):
+    for text in texts:
         yield _lines_of(text, skipped)
 
 
-def _until_blank(first: str, lines: Iterator[str]) -> Iterator[str]:
+def _holds_json(path: str) -> bool:
+    """Whether a file without suffix holds the JSON objects of WikiExtractor."""
+    return _EXTRACTED.match(os.path.basename(path)) is not None and (
+        next(chunks(path), b"").lstrip()[:1] == b"{"
+    )
+
+
+def _text_documents(
+    path: str, encoding: str, skipped: Counter[str]
+) -> Iterator[Iterator[str]]:
+    found = lines(path, encoding, skipped, _LINE_LIMIT)
+    stripped = (line.strip() for line in found if line is not None)
+    first = next(filter(None, stripped), "")
+    tagged = _DOCUMENT_TAG.fullmatch(first)
+    for line in itertools.chain([first], stripped):
+        if not tagged and line:
+            yield _until("", line, stripped)
+        elif tagged and _DOCUMENT_TAG.fullmatch(line):
+            yield filter(None, _until("</doc>", "", stripped))
+        elif line:
+            skipped["lines_outside_documents"] += 1
+
+
+def _until(end: str, first: str, lines: Iterator[str]) -> Iterator[str]:
     yield first
     for line in lines:
-        if not line:
+        if line == end:
             return
         yield line
 
 
 def _lines_of(text: str, skipped: Counter[str]) -> Iterator[str]:
-    if text.strip():
-        yield from filter(None, map(str.strip, text.split("\n")))
-    else:
+    if not text.strip():
         skipped["empty_documents"] += 1
+        return
+    start = 0
+    while start < len(text):  # not split: it would double the memory of a long text
+        end = text.find("\n", start)
+        end = len(text) if end < 0 else end
+        if end - start <= _LINE_LIMIT:
+            yield from filter(None, [text[start:end].strip()])
+        else:
+            found = pieces(text[start:end], _LINE_LIMIT)
+            yield from filter(None, map(str.strip, found))
+        start = end + 1
 
 
 def _cut(lines: Iterator[str], skipped: Counter[str]) -> Iterator[Document]:
@@ -166,47 +214,20 @@ def _cut(lines: Iterator[str], skipped: Counter[str]) -> Iterator[Document]:
         yield document
 
 
-def _raw_lines(path: str, limit: int | None = None) -> Iterator[bytes]:
-    rest = b""
-    for chunk in chunks(path):
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-        while limit and len(rest) > limit:
-            end = rest.rfind(b" ", 0, limit) + 1 or limit
-            while rest[end] & 0xC0 == 0x80:  # not inside a UTF-8 character
-                end -= 1
-            yield rest[:end]
-            rest = rest[end:]
-    if rest:
-        yield rest
-
-
-def _text_lines(path: str, skipped: Counter[str]) -> Iterator[str]:
-    for number, raw in enumerate(_raw_lines(path, _LINE_LIMIT)):
-        if number == 0:
-            raw = raw.removeprefix(b"\xef\xbb\xbf")
-        try:
-            yield raw.decode().strip()
-        except UnicodeDecodeError:
-            skipped["bad_utf8_lines"] += 1
-
-
-def _jsonl_texts(path: str, text_key: str, skipped: Counter[str]) -> Iterator[str]:
-    for number, raw in enumerate(_raw_lines(path), start=1):
-        try:
-            line = raw.decode()
-            if not line.strip():
-                continue
-            text = _text_of(json.loads(line), text_key, f"{path}, line {number}")
-            text.encode()  # an escape such as \ud800 alone is no Unicode text
-        except UnicodeError:
-            skipped["bad_utf8_lines"] += 1
+def _jsonl_texts(path: str, data: Data, skipped: Counter[str]) -> Iterator[str]:
+    for number, line in enumerate(lines(path, data.encoding, skipped), start=1):
+        if line is None or not line.strip():
             continue
+        where = f"{path}, line {number}"
+        try:
+            text = _text_of(json.loads(line), data.text_key, where)
         except json.JSONDecodeError as error:
             raise UserError(
-                f"{path}, line {number}: not JSON ({error}); a .jsonl file holds one "
-                "object a line"
+                f"{where}: not JSON ({error}); a .jsonl file holds one object a line"
             ) from None
+        if _SURROGATE.search(text):  # an escape such as \ud800 alone is not text
+            skipped["bad_utf8_lines"] += 1
+            continue
         yield text
 
 
@@ -229,7 +250,7 @@ def _text_of(record: Any, text_key: str, where: str) -> str:
     return text or ""
 
 
-def _parquet_texts(path: str, text_key: str, skipped: Counter[str]) -> Iterator[str]:
+def _parquet_texts(path: str, text_key: str) -> Iterator[str]:
     import pyarrow
     import pyarrow.parquet
 

@@ -1,5 +1,6 @@
 """The bytes of a file, decompressed on the way if its suffix says so."""
 
+import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ import zstandard
 from bert_jax.errors import UserError
 
 _FRAMES: dict[str, Callable[[], Any]] = {
+    ".bz2": bz2.BZ2Decompressor,
     ".gz": lambda: zlib.decompressobj(wbits=31),
     ".xz": lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ),
     ".zst": lambda: zstandard.ZstdDecompressor().decompressobj(),

@@ -5,6 +5,7 @@ part files named by a hash of all that they depend on, so that a rerun takes tho
 that are there. When all are, they are joined and the result is renamed into place.
 """
 
+import codecs
 import contextlib
 import dataclasses
 import fcntl
@@ -160,6 +161,8 @@ def recipe(config: Config) -> dict:
         "files": len(files),
         "file_bytes": sum(os.path.getsize(path) for path in files),
     }
+    if codecs.lookup(data.encoding).name != "utf-8":  # older stores do not name it
+        made["encoding"] = codecs.lookup(data.encoding).name
     if config.tokenizer.path:
         tokenizer = _load(config)
         made["vocabulary"] = tokenizer.vocabulary().hash
