@@ -40,12 +40,13 @@ class Files(NamedTuple):
     notes: tuple[str, ...] = ()  # on what was left out
 
 
-def read(settings: TaskSettings, train: bool = True) -> Files:
+def read(settings: TaskSettings, train: bool = True, encoding: str = "utf-8") -> Files:
     """Reads both files; without a dev file, holds out a share of the other one.
 
     Args:
       settings: name the files.
       train: whether the examples to train on matter too.
+      encoding: of the characters of the files, `config.data.encoding`.
 
     Raises:
       UserError: one is not set, missing or wrong; the message names file and line.
@@ -59,7 +60,7 @@ def read(settings: TaskSettings, train: bool = True) -> Files:
     notes: list[str] = []
 
     def load(path: str) -> Sequence[Item]:
-        items = _read(settings, path)
+        items = _read(settings, path, encoding)
         kept = _keep(settings, path, items)
         if left_out := len(items) - len(kept):
             notes.append(
@@ -123,19 +124,24 @@ def _keep(settings: TaskSettings, path: str, items: Sequence[Any]) -> Sequence[I
     return kept
 
 
-def _read(settings: TaskSettings, path: str, labels: bool = True) -> Sequence[Item]:
+def _read(
+    settings: TaskSettings, path: str, encoding: str, labels: bool = True
+) -> Sequence[Item]:
     text = settings.text_column
     label = settings.label_column if labels else None
     delimiter = {"": None, "tab": "\t"}.get(settings.delimiter, settings.delimiter)
     if settings.kind == "span":
-        return questions(path, labels)
+        return questions(path, labels, encoding)
     if settings.kind == "choice":
         ends, start = settings.pair_column.split(","), settings.start_column or None
-        return choices(path, [text], ends, label, start=start, delimiter=delimiter)
+        form = {"start": start, "delimiter": delimiter, "encoding": encoding}
+        return choices(path, [text], ends, label, **form)
     if settings.kind != "tag":
         pair, missing = settings.pair_column or None, settings.skip_label or None
-        return table(path, text, pair, label, delimiter=delimiter, missing=missing)
-    found = sentences(path, _column(text), label and _column(label), delimiter)
+        form = {"delimiter": delimiter, "missing": missing, "encoding": encoding}
+        return table(path, text, pair, label, **form)
+    columns = _column(text), label and _column(label)
+    found = sentences(path, *columns, delimiter, encoding)
     if labels:
         check_scheme(found)
     return found
@@ -383,7 +389,9 @@ class Unlabelled:
     ) -> None:
         self._settings, self._threshold = config.task, threshold
         path = tfds.with_split(path, "test")
-        self._items: Sequence[Any] = _read(config.task, path, labels=False)
+        self._items: Sequence[Any] = _read(
+            config.task, path, config.data.encoding, labels=False
+        )
         self._set = _encode(config, self._items, tokenizer, labels=False)
         shape = config.phases[0]
         self.batches = _batches(config, self._set, shape, None, unit)

@@ -102,7 +102,7 @@ def settle(
     """
     if config.task.kind not in labelled.KINDS:
         return config, None
-    files = read(config.task)
+    files = read(config.task, encoding=config.data.encoding)
     tokenizer = _tokenizer(config) if config.task.kind == "span" else None
     return labelled.settle(config, files, tokenizer), files
 
@@ -131,7 +131,7 @@ def assemble(
     """
     mesh = sharding.make_mesh(config.mesh)
     if config.task.kind in labelled.KINDS:
-        files = files or labelled.read(config.task)
+        files = files or labelled.read(config.task, encoding=config.data.encoding)
         return _labelled(config, mesh, files, note, teach)
     if config.task.kind != "pretrain":
         raise UserError(

@@ -157,18 +157,18 @@ def check(runs: Runs, cells: Sequence[Cell], seeds: Sequence[int]) -> None:
         raise UserError("\n".join(lines))
 
 
-def _reader() -> Callable[[TaskSettings], labelled.Files]:
+def _reader() -> Callable[..., labelled.Files]:
     """`labelled.read`, once for all runs with the same files, of missing ones too."""
 
     @functools.lru_cache(8)
-    def attempt(settings: TaskSettings) -> labelled.Files | UserError:
+    def attempt(settings: TaskSettings, encoding: str) -> labelled.Files | UserError:
         try:
-            return labelled.read(settings)
+            return labelled.read(settings, encoding=encoding)
         except UserError as error:
             return error
 
-    def read(settings: TaskSettings) -> labelled.Files:
-        found = attempt(settings)
+    def read(settings: TaskSettings, encoding: str) -> labelled.Files:
+        found = attempt(settings, encoding)
         if isinstance(found, UserError):
             raise found
         return found
@@ -207,7 +207,8 @@ def _check_stage(
         if faults := configs.problems(coming):
             raise UserError("\n".join(faults))
         if config.task.kind in labelled.KINDS:
-            labelled.settle(coming, read(config.task))
+            files = read(config.task, encoding=config.data.encoding)
+            labelled.settle(coming, files)
     else:
         settle(_adopt(config), read)
     store = store_directory(config, str(runs.directory(trials[0], stage)))

@@ -29,8 +29,10 @@ def restore(args: argparse.Namespace) -> tuple[Run, int, Any]:
         path = str(Path(args.workdir) / "tokenizer")
         tokenizer = dataclasses.replace(config.tokenizer, path=path)
         config = dataclasses.replace(config, tokenizer=tokenizer)
-    kind = config.task.kind
-    files = labelled.read(config.task, train=False) if kind in labelled.KINDS else None
+    files = None
+    if config.task.kind in labelled.KINDS:
+        encoding = config.data.encoding
+        files = labelled.read(config.task, train=False, encoding=encoding)
     run = assemble(config, args.workdir, lambda _: None, files)
     best = run.task.best if run.task.largest else None
     step, params = parameters(args.workdir, run.task.init, run.mesh, best)

@@ -41,6 +41,7 @@ def table(
     header: bool | None = None,
     delimiter: str | None = None,
     missing: str | None = None,
+    encoding: str = "utf-8",
 ) -> list[Example]:
     """Reads the examples of a table or of a file of JSON objects.
 
@@ -52,6 +53,7 @@ def table(
       header: whether the first line names the columns; None: if a name is given here.
       delimiter: between the columns; None: what the suffix says.
       missing: what stands for a label that is null, or hidden in TensorFlow Datasets.
+      encoding: of the characters of the file.
 
     Returns:
       One or more examples, in the order of the file.
@@ -67,7 +69,7 @@ def table(
             None if label is None else _label(record, columns, missing),
             record.where,
         )
-        for record in records(path, columns, header, delimiter)
+        for record in records(path, columns, header, delimiter, encoding)
     ]
 
 
@@ -80,6 +82,7 @@ def choices(
     start: str | None = None,
     header: bool | None = None,
     delimiter: str | None = None,
+    encoding: str = "utf-8",
 ) -> list[Choice]:
     """Reads multiple choice questions of a table or of a file of JSON objects.
 
@@ -96,6 +99,7 @@ def choices(
       start: the column of the words with which every ending begins, if there is one.
       header: as for `table`.
       delimiter: as for `table`.
+      encoding: as for `table`.
 
     Returns:
       One or more questions, in the order of the file, each with two endings or more.
@@ -107,7 +111,7 @@ def choices(
     columns = [*context, *endings]
     columns += [column for column in (start, label) if column is not None]
     found: list[Choice] = []
-    for record in records(path, columns, header, delimiter):
+    for record in records(path, columns, header, delimiter, encoding):
         where, inside = record.where, len(context)
         given = _texts(record, columns, range(inside))
         ends = _texts(record, columns, range(inside, inside + len(endings)))

@@ -13,7 +13,8 @@ from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bert_jax.data import tfds
-from bert_jax.data.decompress import SUFFIXES, chunks
+from bert_jax.data.decompress import SUFFIXES
+from bert_jax.data.text import invalid, read
 from bert_jax.errors import UserError
 
 _DELIMITERS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
@@ -36,6 +37,7 @@ def records(
     columns: Sequence[str],
     header: bool | None = None,
     delimiter: str | None = None,
+    encoding: str = "utf-8",
 ) -> Iterator[Record]:
     """Reads some columns of a table, or keys of JSON objects.
 
@@ -48,6 +50,7 @@ def records(
       header: whether the first line names the columns; None: if it holds a name that
         is asked for, or no number is.
       delimiter: between the cells, whatever the suffix; the tab means no quoting.
+      encoding: as for `text`.
 
     Yields:
       Records, one or more, in the order of the file.
@@ -56,7 +59,7 @@ def records(
       UserError: naming file and line, of whatever is wrong with the file.
     """
     if holds_objects(path) and (delimiter is None or tfds.is_named(path)):
-        found = _keys(path, columns)
+        found = _keys(path, columns, encoding)
     else:
         delimiter = delimiter or _DELIMITERS.get(_suffix(path))
         if delimiter is None or len(delimiter) != 1 or delimiter in '\r\n"':
@@ -64,7 +67,8 @@ def records(
                 f"{path}: cannot tell what stands between its columns; set the "
                 f"delimiter to one character, or use {' '.join([*_DELIMITERS, *_JSON])}"
             )
-        found = _columns(path, columns, header, delimiter)
+        rows = _rows(path, delimiter, encoding)
+        found = _columns(path, rows, columns, header, delimiter)
     empty = True
     for record in found:
         empty = False
@@ -84,21 +88,27 @@ def _suffix(path: str) -> str:
     return os.path.splitext(stem)[1] if end in SUFFIXES else end
 
 
-def text(path: str) -> str:
-    """The content of a file, decompressed, without a byte order mark.
+def text(path: str, encoding: str = "utf-8") -> str:
+    """Return the content of a file, decompressed, without a byte order mark.
+
+    Args:
+      path: of the file.
+      encoding: codec of the file if it has no byte order mark.
 
     Raises:
-      UserError: the file cannot be read, is damaged or is not UTF-8.
+      UserError: the file cannot be read, is damaged, is in another encoding, or holds
+        no text.
     """
-    content = b"".join(chunks(path)).removeprefix(b"\xef\xbb\xbf")
-    try:
-        return content.decode()
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
+    content = read(path, encoding)
+    if (place := content.find("\0")) >= 0:
+        line = content.count("\n", 0, place) + 1
+        raise invalid(f"{path}:{line}: a NUL", path, encoding, content.encode())
+    if "\n" not in content and "\r" in content.rstrip("\r"):
         raise UserError(
-            f"{path}:{line}: not UTF-8 ({error.reason}); convert the file, "
-            "for example with iconv -t UTF-8"
-        ) from None
+            f"{path}:1: lines end with carriage returns alone; convert the file, for "
+            "example with tr '\\r' '\\n'"
+        )
+    return content
 
 
 def not_text(value: Any) -> str | None:
@@ -112,8 +122,12 @@ def not_text(value: Any) -> str | None:
     return None
 
 
-def objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def objects(path: str, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
     """Reads JSON objects, on a line each or on several, or the records of a data set.
+
+    Args:
+      path: of the file, or `tfds:NAME[/CONFIG]:SPLIT`.
+      encoding: as for `text`.
 
     Yields:
       Where an object begins, `file:line`, and the object.
@@ -124,7 +138,7 @@ def objects(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     if tfds.is_named(path):
         yield from tfds.examples(path)
         return
-    content = text(path)
+    content = text(path, encoding)
     decoder = json.JSONDecoder()
     line, counted, start = 1, 0, _skip_space(content, 0)
     array = content.startswith("[", start)
@@ -170,8 +184,8 @@ def _skip_space(content: str, start: int) -> int:
     return match.end() if match else start
 
 
-def _keys(path: str, columns: Sequence[str]) -> Iterator[Record]:
-    for where, found in objects(path):
+def _keys(path: str, columns: Sequence[str], encoding: str) -> Iterator[Record]:
+    for where, found in objects(path, encoding):
         keys = [_choose(column, found) for column in columns]
         for key, column in zip(keys, columns, strict=True):
             if key not in found:
@@ -189,9 +203,12 @@ def _choose(column: str, known: Container[str]) -> str:
 
 
 def _columns(
-    path: str, columns: Sequence[str], header: bool | None, delimiter: str
+    path: str,
+    rows: Iterator[tuple[int, list[str]]],
+    columns: Sequence[str],
+    header: bool | None,
+    delimiter: str,
 ) -> Iterator[Record]:
-    rows = _rows(path, delimiter)
     line, first = next(rows, (0, []))
     if not first:
         return
@@ -238,8 +255,8 @@ def _place(column: str, names: list[str], width: int, where: str) -> int:
     )
 
 
-def _rows(path: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
-    lines = text(path).split("\n")
+def _rows(path: str, delimiter: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
+    lines = text(path, encoding).split("\n")
     if delimiter == "\t":
         for number, line in enumerate(lines, start=1):
             if line := line.removesuffix("\r"):

@@ -36,13 +36,16 @@ class Report(NamedTuple):
     messages: list[str]  # one for each unrepairable answer
 
 
-def questions(path: str, labelled: bool = True) -> list[Question]:
+def questions(
+    path: str, labelled: bool = True, encoding: str = "utf-8"
+) -> list[Question]:
     """Reads every question of a file.
 
     Args:
       path: .json, also compressed; or `tfds:NAME[/CONFIG]:SPLIT`.
       labelled: each question must have answers or be impossible; False for a file that
         is to be predicted, whose answers may be missing.
+      encoding: of the characters of the file.
 
     Returns:
       One or more questions in the order of the file. Answers are as in the file: for
@@ -54,14 +57,14 @@ def questions(path: str, labelled: bool = True) -> list[Question]:
     if tfds.is_named(path):
         found = [_question(one, one, one, at, labelled) for at, one in objects(path)]
     else:
-        found = list(_from_json(path, labelled))
+        found = list(_from_json(path, labelled, encoding))
     if not found:
         raise UserError(f"{path}: no questions in it; give a file with at least one")
     return found
 
 
-def _from_json(path: str, labelled: bool) -> Iterator[Question]:
-    content = text(path)
+def _from_json(path: str, labelled: bool, encoding: str) -> Iterator[Question]:
+    content = text(path, encoding)
     try:
         root = json.loads(content)
     except json.JSONDecodeError as error:

@@ -37,6 +37,7 @@ def sentences(
     word_column: int | str = 0,
     tag_column: int | str | None = -1,
     delimiter: str | None = None,
+    encoding: str = "utf-8",
 ) -> list[Sentence]:
     """Reads every sentence of a file of tagged words.
 
@@ -52,6 +53,7 @@ def sentences(
       tag_column: the same of the tags; one of `ner tags ner_tags labels`. None: the
         tags do not matter and may be missing; they are what stands there.
       delimiter: the tab, which keeps a word that is a space; None: any white space.
+      encoding: of the characters of the file.
 
     Returns:
       One or more sentences of at least a word, in the order of the file. Tags are as
@@ -63,10 +65,11 @@ def sentences(
     if holds_objects(path):
         found = [
             _from_object(record, word_column, tag_column, where)
-            for where, record in objects(path)
+            for where, record in objects(path, encoding)
         ]
     else:
-        found = list(_from_lines(path, word_column, tag_column, delimiter))
+        rows = _rows(path, delimiter, encoding)
+        found = list(_from_lines(path, rows, word_column, tag_column, delimiter))
     found = [sentence for sentence in found if sentence.words]
     if not found:
         raise UserError(f"{path}: no sentences in it; give a file with at least one")
@@ -98,11 +101,11 @@ def check_scheme(sentences: Sequence[Sentence]) -> None:
 
 def _from_lines(
     path: str,
+    rows: list[_Row],
     word_column: int | str,
     tag_column: int | str | None,
     delimiter: str | None,
 ) -> Iterator[Sentence]:
-    rows = _rows(path, delimiter)
     certain = [row for row in rows if row.fields and not row.raw.startswith("#")]
     if not certain:
         certain = [row for row in rows if row.fields and not _COMMENT.match(row.raw)]
@@ -143,10 +146,10 @@ def _from_lines(
     yield sentence
 
 
-def _rows(path: str, delimiter: str | None) -> list[_Row]:
+def _rows(path: str, delimiter: str | None, encoding: str) -> list[_Row]:
     """The lines that matter; one that ends a sentence has no fields."""
     rows: list[_Row] = []
-    for number, raw in enumerate(text(path).split("\n"), start=1):
+    for number, raw in enumerate(text(path, encoding).split("\n"), start=1):
         raw = raw.removesuffix("\r")
         bare = raw.strip(" \t")
         if not bare or bare.startswith("-DOCSTART-"):

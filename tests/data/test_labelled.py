@@ -23,7 +23,7 @@ COMPRESS = {
 }
 ANY = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\0"))
 TEXT = st.text(
-    st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\t\ufeff")
+    st.characters(exclude_categories=["Cs"], exclude_characters="\r\n\t\ufeff\0")
 )
 LABEL = st.sampled_from(["0", "1", "yes", '"', "caf\u00e9", "two words"])
 NAMES = ["id", "first", "second", "label"]
@@ -176,7 +176,12 @@ HEAD = "sentence\tlabel\n"
         ("a.tsv", "", NAMED, r"a\.tsv: no examples.*at least one"),
         ("a.tsv", HEAD, NAMED, r"a\.tsv: no examples"),
         ("a.jsonl", "\n", NAMED, r"a\.jsonl: no examples"),
-        ("a.tsv", b"sentence\na\n\xe9\n", NAMED, r"a\.tsv:3: not UTF-8.*iconv"),
+        (
+            "a.tsv",
+            b"sentence\na\n\xe9\n",
+            NAMED,
+            r"a\.tsv:3: not valid utf-8.*encoding",
+        ),
         ("a.csv", 'a,1\n"b,2\nc,3\n', {"text": "0"}, r"a\.csv:2: not CSV.*quotes"),
         ("a.csv", 'a,1\n"b" c,2\n', {"text": "0"}, r"a\.csv:2: not CSV"),
         ("a.csv", "a,1\nb\rc,2\n", {"text": "0"}, r"a\.csv:2: not CSV.*line ends"),

@@ -10,7 +10,7 @@ from bert_jax.data.tagged import Sentence, check_scheme, sentences
 from bert_jax.errors import UserError
 
 CHARACTERS = st.characters(
-    exclude_categories=["Cs"], exclude_characters="\t\n\r \ufeff"
+    exclude_categories=["Cs"], exclude_characters="\t\n\r \ufeff\0"
 )
 WORD = st.text(CHARACTERS, min_size=1).filter(
     lambda word: not word.startswith(("#", "-DOCSTART-"))
@@ -129,7 +129,7 @@ def test_a_tab_keeps_words_that_are_spaces(tmp_path):
         ("a O\n", {"word_column": "word"}, r"a\.conll:1: no column word"),
         ("", {}, r"a\.conll: no sentences"),
         ("# only\n\n", {}, r"a\.conll: no sentences.*at least one"),
-        (b"a O\n\xff O\n", {}, r"a\.conll:2: not UTF-8"),
+        (b"a O\n\xff O\n", {}, r"a\.conll:2: not valid utf-8"),
     ],
 )
 def test_mistakes_are_named_with_file_and_line(tmp_path, content, settings, message):
