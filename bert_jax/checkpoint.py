@@ -1,19 +1,16 @@
 """Saving the training state while training goes on, and getting it back.
 
 Parameters lie in an item of their own (`params`), the rest of the state in another
-(`rest`), so that evaluation and export read no optimizer state. Beside them lies
-`checksums.json`, over all their files, written before the checkpoint counts as there:
-neither Orbax nor the format would notice a flipped bit. In a bucket they are the
-CRC32C that it keeps of each file, and checks itself: a listing says whether all are
-there as they were, and nothing has to be read back.
+(`rest`), so that evaluation and export read no optimizer state. A checkpoint counts as
+saved once its files have been listed and compared with their checksums.
 """
 
+import bisect
 import contextlib
 import itertools
-import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -24,13 +21,11 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers as policies
 
-from bert_jax import distributed, remote, tree
+from bert_jax import checkpoint_files, distributed, remote, tree
 from bert_jax.errors import UserError
 from bert_jax.step import TrainState
 
 _SHOWN = 12  # differing names in a message
-_CHECKSUMS = "checksums.json"
-_LATER = "_CHECKPOINT_METADATA"  # Orbax adds the time of the commit, after that file
 _ASKED = itertools.count()  # a note for each time, as other runs are read too
 _RESTORE = 1800  # [s] for process 0 to read through the checkpoints
 
@@ -49,6 +44,7 @@ class Checkpoints:
         metric: str = "eval_mlm_loss",
         largest: bool = False,
         read_only: bool = False,
+        borders: Sequence[int] = (),
     ) -> None:
         """Opens the directory, making it if need be.
 
@@ -59,6 +55,8 @@ class Checkpoints:
           metric: a name in the metrics given to `save`.
           largest: the best is of the largest `metric`, not the lowest.
           read_only: change nothing there; a run may be writing to it.
+          borders: steps from which on scores are of another held-out set, so that
+            later ones are never compared with earlier ones. [updates]
 
         Raises:
           UserError: the directory cannot be made or written.
@@ -71,14 +69,16 @@ class Checkpoints:
             self._directory = self._directory.absolute()
         self._metric, self._read_only = metric, read_only
         self._whole: set[int] = set()  # steps whose checksums were right
-        self._saving = 0  # the step that is being saved [updates]
+        self._saving: int | None = None  # the step that is being saved [updates]
+        self._open = contextlib.ExitStack()
 
-        def rank(metrics: Mapping[str, float]) -> tuple[float, float]:
+        def rank(metrics: Mapping[str, float]) -> tuple[float, float, float]:
             """Lower is better, then earlier; what is not a number counts as worst."""
             value = metrics.get(metric, math.nan)
             value = math.inf if math.isnan(value) else value
             value = -value if largest and value != math.inf else value
-            return value, metrics.get("step", math.inf)
+            step = metrics.get("step", math.inf)
+            return -bisect.bisect_right(borders, step), value, step
 
         self._rank = rank
         keep: list[policies.PreservationPolicy] = [policies.LatestN(keep_last)]
@@ -114,8 +114,11 @@ class Checkpoints:
             handlers = {
                 name: ocp.StandardCheckpointHandler() for name in ("params", "rest")
             }
+            place = self._directory
+            if not remote.is_remote(directory) and place.is_dir():
+                place = self._open.enter_context(checkpoint_files.literal(Path(place)))
             self._manager = ocp.CheckpointManager(
-                self._directory, options=options, item_handlers=handlers
+                place, options=options, item_handlers=handlers
             )
 
     def save(
@@ -136,7 +139,7 @@ class Checkpoints:
         with self._writing():
             if step in self._manager.all_steps():
                 return
-            self._manager.wait_until_finished()  # `save` would, but `_seal` asks
+            self._finish_saving()
             self._saving = step
             self._manager.save(
                 step,
@@ -156,6 +159,7 @@ class Checkpoints:
         """
         with self._writing():
             args = ocp.args.Composite(params=ocp.args.StandardSave(params))
+            self._saving = 0
             self._manager.save(0, args=args, force=True)
         self.wait()
 
@@ -190,61 +194,80 @@ class Checkpoints:
             self._manager.reload()
             self._whole.add(step)
             return step
-        there = self.steps()
-        step = next((s for s in reversed(there) if not self._damage(s, note)), None)
+        self.wait()
+        there, damaged, step = self.steps(), [], None
+        for step in reversed(there):
+            if not (faults := self._faults(step)):
+                break
+            damaged.append(step)
+            folder = self._directory / str(step)
+            said = "; ".join(faults[:_SHOWN])
+            note(f"{folder} is damaged and not used: {said}")
+        else:
+            step = None
+            full = [s for s in there if not checkpoint_files.is_empty(self._folder(s))]
+            if full:
+                raise UserError(
+                    f"{self._directory}: every checkpoint is damaged; use another "
+                    "--workdir, or remove that directory to begin again"
+                )
+        if not self._read_only:
+            for number in damaged:
+                self._move_away(number, note)
         self._manager.reload()
-        if there and step is None:
-            raise UserError(
-                f"{self._directory}: every checkpoint is damaged; use another "
-                "--workdir, or remove that directory to begin again"
-            )
         board.put(step)
         return step
 
-    def _damage(self, step: int, note: Callable[[str], None]) -> list[str]:
-        """What is wrong with a checkpoint; if anything, it is told and moved away."""
-        faults = self._faults(step)
-        if faults:
-            folder = self._directory / str(step)
-            note(f"{folder} is damaged and not used: {'; '.join(faults[:_SHOWN])}")
-            if not self._read_only:
-                place = folder.with_name(f"damaged-{step}")
-                while place.exists():
-                    place = place.with_name(place.name + "-again")
-                folder.rename(place)
-                note(f"it now lies in {place}")
-        return faults
+    def _folder(self, step: int) -> epath.Path:
+        return self._directory / str(step)
 
-    def _faults(self, step: int) -> list[str]:
-        """Differences between the files of a checkpoint and their checksums."""
-        folder = self._directory / str(step)
-        listed = folder / _CHECKSUMS
-        if step in self._whole or not listed.exists():  # written by an older version
+    def _move_away(self, step: int, note: Callable[[str], None]) -> None:
+        """Renames a damaged checkpoint, so that its step can be saved again."""
+        place = self._directory / f"damaged-{step}"
+        while place.exists():
+            place = place.with_name(place.name + "-again")
+        self._folder(step).rename(place)
+        note(f"it now lies in {place}")
+
+    def _faults(self, step: int, sealed: bool = False) -> list[str]:
+        """Faults of a checkpoint's files; see `checkpoint_files.faults`."""
+        if step in self._whole:
             return []
-        try:
-            wanted = json.loads(listed.read_text("utf-8"))
-        except ValueError:
-            return [f"{_CHECKSUMS} is not JSON"]
-        found = _checksums(folder)
-        faults = [
-            f"{name} {'is missing' if name not in found else 'has changed'}"
-            for name in wanted
-            if found.get(name) != wanted[name]
-            and not (name == _LATER and _is_json(folder / name))
-        ]
-        if not faults:
+        items = ("params", "rest") if step else ("params",)  # 0: imported
+        found = checkpoint_files.faults(self._folder(step), items, sealed)
+        if not found:
             self._whole.add(step)
-        return faults
+        return found
 
     def _seal(self) -> None:
         """Writes the checksums of the checkpoint that is about to be complete."""
         if distributed.index() == 0:
-            folders = self._directory.glob("*.orbax-checkpoint-tmp*")
-            if remote.is_remote(self._directory):  # nothing is renamed there
-                folders = [self._directory / str(self._saving)]
+            folders = [self._folder(self._saving or 0)]
+            if not remote.is_remote(self._directory):  # where nothing is renamed
+                prefix = f"{self._saving}.orbax-checkpoint-tmp"
+                there = self._directory.iterdir()
+                folders = [path for path in there if path.name.startswith(prefix)]
             for folder in folders:
-                text = json.dumps(_checksums(folder), indent=1)
-                (folder / _CHECKSUMS).write_text(text, "utf-8")
+                checkpoint_files.seal(folder)
+
+    def _finish_saving(self) -> None:
+        """Waits for the last save, and reads back what it wrote.
+
+        Raises:
+          UserError: a file is missing or differs from what was written.
+        """
+        self._manager.wait_until_finished()
+        step, self._saving = self._saving, None
+        if step is None or distributed.index():
+            return
+        folder = self._folder(step)
+        faults = self._faults(step, True) if folder.is_dir() else ["it is not there"]
+        if faults or step not in self._manager.all_steps(read=True):
+            said = "; ".join(faults[:_SHOWN]) or "it is not listed"
+            raise UserError(
+                f"{folder} was saved and cannot be read back: {said}. Check the disk, "
+                "then run the same command again; it uses the newest whole checkpoint"
+            )
 
     def check(self) -> None:
         """Looks whether a save in the background has failed.
@@ -257,19 +280,36 @@ class Checkpoints:
 
     def scores(self, step: int) -> dict[str, float]:
         """The metrics that a step was saved with; none if it was not evaluated."""
-        there = self._manager.metrics(step) if step in self.steps() else None
-        return {k: v for k, v in (there or {}).items() if k != "step"}
+        there = self._metrics(step) if step in self.steps() else {}
+        return {k: v for k, v in there.items() if k != "step"}
 
-    def best(self) -> tuple[int, dict[str, float]] | None:
-        """The checkpoint of best metric: its step [updates] and its metrics."""
+    def best(
+        self, note: Callable[[str], None] = lambda text: None
+    ) -> tuple[int, dict[str, float]] | None:
+        """The whole checkpoint of best metric: its step [updates] and its metrics.
+
+        Args:
+          note: receives a line for each better one that is damaged.
+        """
         self.wait()
-        scored = [(step, self._manager.metrics(step) or {}) for step in self.steps()]
+        scored = [(step, self._metrics(step)) for step in self.steps()]
         ranked = [pair for pair in scored if self._metric in pair[1]]
-        return min(ranked, key=lambda pair: self._rank(pair[1]), default=None)
+        for step, metrics in sorted(ranked, key=lambda pair: self._rank(pair[1])):
+            if not (faults := self._faults(step)):
+                return step, metrics
+            said = "; ".join(faults[:_SHOWN])
+            note(f"{self._folder(step)} is damaged and not used: {said}")
+        return None
 
-    def best_step(self) -> int | None:
-        """The step [updates] of the checkpoint of best metric, or None."""
-        best = self.best()
+    def _metrics(self, step: int) -> dict[str, float]:
+        try:
+            return dict(self._manager.metrics(step) or {})
+        except (OSError, ValueError, KeyError):  # of a damaged checkpoint
+            return {}
+
+    def best_step(self, note: Callable[[str], None] = lambda text: None) -> int | None:
+        """The step [updates] of the checkpoint of best metric, or None; see `best`."""
+        best = self.best(note)
         return best[0] if best else None
 
     def steps(self) -> list[int]:
@@ -321,13 +361,14 @@ class Checkpoints:
           UserError: it could not be written.
         """
         with self._writing():
-            self._manager.wait_until_finished()
+            self._finish_saving()
 
     def close(self) -> None:
         """Waits for the last save and lets go of the directory."""
-        self.wait()
-        with self._writing():
-            self._manager.close()
+        with self._open:
+            self.wait()
+            with self._writing():
+                self._manager.close()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -341,7 +382,7 @@ class Checkpoints:
         if error is None:
             self.close()
         else:  # what has failed already would be raised again
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), self._open:
                 self._manager.close()
 
     def _restore(self, wanted: dict[str, Any], step: int | None) -> Any:
@@ -355,7 +396,7 @@ class Checkpoints:
             )
         if damage := self._faults(step):
             said = "; ".join(damage[:_SHOWN])
-            raise UserError(f"{self._directory / str(step)} is damaged: {said}")
+            raise UserError(f"{self._folder(step)} is damaged: {said}")
         saved = self._manager.item_metadata(step)
         faults = [
             fault
@@ -366,7 +407,7 @@ class Checkpoints:
             lines = "\n".join(f"  {fault}" for fault in faults[:_SHOWN])
             more = f"\n  and {len(faults) - _SHOWN} more" if faults[_SHOWN:] else ""
             raise UserError(
-                f"{self._directory / str(step)} was saved by another model or "
+                f"{self._folder(step)} was saved by another model or "
                 f"optimizer:\n{lines}{more}\nset config.model, config.objective and "
                 "config.optim (name, bias_correction) as in the "
                 "config.json beside the checkpoints, or use another --workdir"
@@ -387,20 +428,6 @@ class Checkpoints:
                 "--workdir at a directory that is writable and has room. Checkpoints "
                 "that are there stay as they are"
             ) from error
-
-
-def _checksums(folder: epath.Path) -> dict[str, str]:
-    """Of each file, by its path from `folder`."""
-    there = remote.is_remote(folder)
-    found = remote.files(str(folder)) if there else remote.checksums(Path(folder))
-    return {name: text for name, text in found.items() if name != _CHECKSUMS}
-
-
-def _is_json(path: epath.Path) -> bool:
-    try:
-        return bool(json.loads(path.read_text("utf-8")))
-    except (OSError, ValueError):
-        return False
 
 
 def _floats(metrics: Mapping[str, float]) -> dict[str, float]:

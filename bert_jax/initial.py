@@ -184,7 +184,7 @@ def restore(
     saved = remote.where(directory, remote.CHECKPOINTS)
     score = {"metric": "eval_score", "largest": True}
     with Checkpoints(saved, **score, read_only=True) as checkpoints:
-        step = checkpoints.best_step() if best else None
+        step = checkpoints.best_step(note) if best else None
         step = checkpoints.newest_whole(note) if step is None else step
         if step is None:
             raise UserError(f"{where}: that run has no checkpoint yet")

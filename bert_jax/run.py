@@ -45,6 +45,10 @@ class Data(Protocol):
         """What the model is scored on."""
         ...
 
+    def borders(self) -> list[int]:
+        """Steps at which the held-out set becomes another one, so do its scores."""
+        ...
+
     def fingerprint(self) -> str:
         """Equal in two processes that have the same examples."""
         ...
@@ -63,6 +67,12 @@ class Stored(NamedTuple):
     def held_out(self, phase: int) -> HeldOut:
         """The held-out documents, with fixed masks."""
         return held_out(self.store, self.config, phase)
+
+    def borders(self) -> list[int]:
+        """Starts of the phases whose rows differ from those of the phase before."""
+        phases, starts = self.config.phases, self.config.phase_starts()
+        rows = [(phase.length, phase.max_packed) for phase in phases]
+        return [starts[i] for i in range(1, len(rows)) if rows[i] != rows[i - 1]]
 
     def fingerprint(self) -> str:
         """Sizes, vocabulary and, of all but old stores, checksums."""

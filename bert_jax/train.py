@@ -60,7 +60,7 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
     began = time.monotonic()
     watch = watch or Watch(0)
     directory = remote.where(workdir, remote.CHECKPOINTS)
-    if (directory / "0").is_dir():
+    if (directory / "0" / "params").is_dir():
         raise UserError(
             f"--workdir={workdir} holds an imported model, which is never changed; "
             f"train it in another one with --config.init={workdir}"
@@ -85,7 +85,8 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
     # --- State: fresh, or the newest checkpoint that is whole. ---
     best = run.task.best, run.task.largest
     keep = config.keep_last, config.keep_best
-    with Checkpoints(directory, *keep, *best) as checkpoints:
+    borders = run.data.borders()
+    with Checkpoints(directory, *keep, *best, borders=borders) as checkpoints:
         watch.doing("restoring")
         start = checkpoints.newest_whole(_say) or 0
         if start:

@@ -1,11 +1,14 @@
 import functools
 import math
+import os
+import shutil
+import unicodedata
 
 import jax
 import numpy as np
 import pytest
 
-from bert_jax import config, optim, sharding, step, tree
+from bert_jax import checkpoint_files, config, optim, run, sharding, step, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.errors import UserError
 from tests import linear_task
@@ -235,14 +238,137 @@ def test_every_flipped_bit_is_found(tmp_path):
     assert newest(tmp_path, read_only=True)[0] == 2
 
 
-def test_nothing_but_damage_is_a_user_error(tmp_path):
+def test_nothing_but_damage_is_a_user_error_each_time(tmp_path):
     damage(tmp_path, "_METADATA", lambda path: path.unlink())
     for path in (tmp_path / "1").rglob("_METADATA"):
         path.unlink()
-    with pytest.raises(UserError, match="every checkpoint is damaged"):
-        newest(tmp_path)
-    assert (tmp_path / "damaged-1").is_dir() and (tmp_path / "damaged-2").is_dir()
+    for _ in range(2):  # a second start must not begin again at step 0
+        with pytest.raises(UserError, match="every checkpoint is damaged"):
+            newest(tmp_path)
+        assert (tmp_path / "1").is_dir() and (tmp_path / "2").is_dir()
 
 
 def test_no_checkpoint_is_no_damage(tmp_path):
     assert newest(tmp_path) == (None, [], [])
+
+
+NAMES = [
+    *("a[x]", "a*", "a?", "a%20b", "a%23", "a#b", "a,b=c", "a b", "-a", "~", "a:b"),
+    *("a'b", 'a"b', "a\\b", "a|b;c&d", "$HOME", "{a}", "**", "[", "a]", "!a", "a\nb"),
+    *(unicodedata.normalize(form, "한국어 모델") for form in ("NFC", "NFD")),
+    *("🤗", "é", "gs:", "file:", "..a", ".a", "a" * 200, os.fsdecode(b"a\xff")),
+]
+
+
+@pytest.mark.parametrize("name", NAMES, ids=ascii)
+def test_a_directory_of_any_name_holds_what_a_plain_one_does(tmp_path, name):
+    place = tmp_path / name / "checkpoints"
+    for folder in (tmp_path / "plain", place):
+        with Checkpoints(folder, 1, 1) as checkpoints:
+            checkpoints.save(1, tiny(1), {"eval_mlm_loss": 1.0})
+            checkpoints.save(2, tiny(2), {"eval_mlm_loss": 2.0})
+
+    def files(folder):
+        found = [p.relative_to(folder) for p in folder.rglob("*") if p.is_file()]
+        return sorted(str(path) for path in found if path.parent.name != "d")
+
+    assert files(place) == files(tmp_path / "plain")
+    with Checkpoints(place, 1, 1, read_only=True) as checkpoints:
+        assert checkpoints.newest_whole(print) == 2
+        assert checkpoints.best() == (1, {"eval_mlm_loss": 1.0, "step": 1.0})
+        restored = checkpoints.restore(small_abstract(a=(3,)))
+    np.testing.assert_array_equal(restored.params["a"], 2)
+    (place / "2" / "params" / "_METADATA").write_bytes(b"{}")
+    assert newest(place)[0] == 1
+
+
+@pytest.mark.parametrize("place", ["temporary[1]", "missing"])
+def test_a_link_is_made_where_the_temporary_directory_has_a_strange_name(
+    tmp_path, monkeypatch, place
+):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / place))
+    if place != "missing":
+        (tmp_path / place).mkdir()
+    with Checkpoints(tmp_path / "a[x]") as checkpoints:
+        checkpoints.save(1, tiny(1))
+    assert newest(tmp_path / "a[x]")[0] == 1
+
+
+def test_what_cannot_be_read_back_does_not_count_as_saved(tmp_path, monkeypatch):
+    seal = checkpoint_files.seal
+
+    def lose(folder):
+        seal(folder)
+        (folder / "params" / "_METADATA").write_bytes(b"{}")
+
+    with Checkpoints(tmp_path, 2) as checkpoints:
+        checkpoints.save(1, tiny(1))
+        checkpoints.wait()
+        for spoil in (lose, lambda folder: None):
+            monkeypatch.setattr(checkpoint_files, "seal", spoil)
+            checkpoints.save(2, tiny(2))
+            with pytest.raises(UserError, match="2 was saved and cannot be read back"):
+                checkpoints.wait()
+            shutil.rmtree(tmp_path / "2")
+            checkpoints._manager.reload()
+    assert newest(tmp_path)[0] == 1
+
+
+def keep(folder, *wanted):
+    for path in folder.rglob("*"):
+        if path.is_file() and str(path.relative_to(folder)) not in wanted:
+            path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "fault"),
+    [
+        (lambda f: (shutil.rmtree(f), f.mkdir()), "it holds no files"),
+        (lambda f: keep(f, "_CHECKPOINT_METADATA"), "params/_METADATA is missing"),
+        (lambda f: shutil.rmtree(f / "params"), "params/_METADATA is missing"),
+        (lambda f: shutil.rmtree(f / "rest"), "rest/_METADATA is missing"),
+        (lambda f: (f / "rest" / "_METADATA").write_text("{"), "is not JSON"),
+        (lambda f: (f / "params" / "manifest.ocdbt").unlink(), "params"),
+        (lambda f: shutil.rmtree(f / "params" / "d"), "cannot be read"),
+    ],
+)
+def test_a_checkpoint_without_checksums_is_used_only_if_whole(tmp_path, spoil, fault):
+    with Checkpoints(tmp_path, 3) as checkpoints:
+        for number in (1, 2, 3):
+            checkpoints.save(number, tiny(number), {"eval_mlm_loss": -number})
+    for number in (1, 2, 3):
+        (tmp_path / str(number) / "checksums.json").unlink()  # an older version
+    spoil(tmp_path / "3")
+    with Checkpoints(tmp_path, 3, read_only=True) as checkpoints:
+        told = []
+        assert checkpoints.newest_whole(told.append) == 2
+        assert checkpoints.best_step() == 2
+        restored = checkpoints.restore(small_abstract(a=(3,)), 2)
+    np.testing.assert_array_equal(restored.params["a"], 2)
+    assert "3 is damaged and not used" in told[0] and fault in told[0]
+    assert newest(tmp_path)[::2] == (2, [1, 2])
+
+
+def test_empty_step_folders_are_no_checkpoints(tmp_path):
+    for number in (3, 7):
+        (tmp_path / str(number)).mkdir()
+    step, told, steps = newest(tmp_path)
+    assert step is None and steps == [] and "holds no files" in told[0]
+
+
+def test_scores_of_another_held_out_set_are_not_compared(tmp_path):
+    """Longer rows score lower: the best of the first phase is not the run's best."""
+    losses = {1: 1.0, 2: 0.5, 3: 3.0, 4: 2.0, 5: 2.5}
+    with Checkpoints(tmp_path, 1, 2, borders=(3,)) as checkpoints:
+        for number, loss in losses.items():
+            checkpoints.save(number, tiny(number), {"eval_mlm_loss": loss})
+            checkpoints.wait()
+            best = {1: 1, 2: 2, 3: 3, 4: 4, 5: 4}[number]
+            assert checkpoints.best_step() == best
+        assert checkpoints.steps() == [4, 5]
+
+
+def test_borders_are_where_the_rows_change():
+    phases = [config.Phase(0.25, length=n) for n in (64, 64, 128, 128)]
+    settings = config.Config(steps=100, phases=tuple(phases))
+    assert run.Stored(None, settings).borders() == [50]  # pyright: ignore

@@ -16,7 +16,7 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "bert_jax errors",
     "config tree chips program remote grid",
     "losses metrics scores sharding distributed log arrays topology",
-    "watch goodput cluster",
+    "watch goodput cluster checkpoint_files",
     "model optim data",
     "tasks interop",
     "step",

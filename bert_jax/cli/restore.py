@@ -79,7 +79,7 @@ def parameters(
     directory = remote.where(workdir, remote.CHECKPOINTS)
     metric = {"metric": largest, "largest": True} if largest else {}
     with Checkpoints(directory, **metric, read_only=True) as checkpoints:
-        best = checkpoints.best_step() if largest else None
+        best = checkpoints.best_step(_warn) if largest else None
         step = checkpoints.newest_whole(_warn) if best is None else best
         if step is None:
             raise UserError(f"{directory}: no checkpoint yet; let the run reach one")
