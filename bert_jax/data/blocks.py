@@ -11,13 +11,13 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import sentencex
 import xxhash
 
 from bert_jax.config import Config
+from bert_jax.data.sentences import split
 from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from bert_jax.errors import UserError
 
@@ -91,12 +91,11 @@ def encode(
       `tokens` int32 [T]; `sentences` int64 [S] and `documents` int64 [D], where each
       ends; `whole` bool [len(raw)], False for documents left out as without tokens.
     """
-    splitter: Any = sentencex  # compiled, without type stubs
     texts: list[str] = []
     ends = []
     for document in raw:
         for line in document.decode().split("\n"):
-            texts += splitter.segment(language, line)
+            texts += split(language, line)
         ends.append(len(texts))
     ids, offsets = tokenizer.encode_batch(texts)
     kept = np.diff(offsets) > 0
