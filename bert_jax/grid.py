@@ -13,9 +13,9 @@ A grid file names variants of one study and, for each size of it, the runs of a 
     [tiny]
     set = ["model.dtype=float32"]  # for all stages
     [tiny.pretrain]                # the first stage, and those that start from it
-    config = "configs/bert_tiny.py:cpu"
+    config = "bert_tiny:cpu"
     [tiny.sst2]
-    config = "configs/glue.py:sst2"
+    config = "glue:sst2"
     set = ["task.train_file=train.tsv"]
 
 `STAGE:` before a field keeps an override from the other stages. `[tiny.variants]` takes
@@ -31,6 +31,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from bert_jax.config import shipped
 from bert_jax.errors import UserError
 
 Axes = Mapping[str, Mapping[str, Sequence[str]]]  # column, name: `a.b=value` texts
@@ -60,7 +61,7 @@ class Stage(NamedTuple):
     """One run of a trial; the first one's weights are where the others start."""
 
     name: str  # "" where the command line names the config
-    config: str  # FILE[:VARIANT]
+    config: str  # NAME[:VARIANT] or FILE[:VARIANT]
     overrides: tuple[str, ...] = ()
 
 
@@ -175,12 +176,13 @@ def read(text: str) -> Grid:
     """Reads one size of a grid file.
 
     Args:
-      text: `FILE:SIZE`; `FILE` of one that has no sizes.
+      text: path of a grid file or name of a shipped one, such as `table5`, with
+        `:SIZE` where the grid has sizes.
 
     Raises:
       UserError: it cannot be read, or breaks the rules of this module (all listed).
     """
-    path, _, size = text.partition(":")
+    path, size = shipped.find(text, "--grid", "configs/grids", ".toml")
     try:
         with open(path, "rb") as file:
             found = tomllib.load(file)
@@ -205,7 +207,7 @@ def read(text: str) -> Grid:
         else:
             faults += _faults(stage, _STAGE, f"{where}.")
             if "config" not in stage:
-                faults.append(f"{where}.config: missing; name a file in configs/")
+                faults.append(f"{where}.config: missing; name a preset or a file")
     if size and not stages:
         faults.append(f"{size}: has no stage; [{size}.pretrain] would be one")
     if faults:

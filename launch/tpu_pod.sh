@@ -92,16 +92,27 @@ on_all_hosts() {
   "${tpus[@]}" tpu-vm ssh "$name" --zone="$zone" --worker=all --quiet --command="$1"
 }
 
-# The runtime images bring an older Python than JAX needs; uv brings its own.
+# The runtime images bring an older Python than JAX needs; uv brings its own. From an
+# installed wheel the package is pushed with its metadata, which lists what it needs.
 push() {
-  tar -C "$root" --exclude=__pycache__ -czf "$scratch/code.tgz" \
-    setup.py pyproject.toml README.md bert_jax configs || return
+  local from=$root parts=(setup.py pyproject.toml README.md bert_jax configs launch)
+  if [ ! -f "$root/setup.py" ]; then
+    from=$(dirname "$root")
+    parts=(bert_jax "$(cd "$from" && echo bert_jax-*.dist-info)")
+  fi
+  tar -C "$from" --exclude=__pycache__ -czf "$scratch/code.tgz" "${parts[@]}" || return
   "${tpus[@]}" tpu-vm scp "$scratch/code.tgz" "$name:code.tgz" --zone="$zone" \
     --worker=all --quiet || return
-  on_all_hosts 'set -e; mkdir -p bert_jax; tar -C bert_jax -xzf code.tgz; cd bert_jax
+  on_all_hosts 'set -e; mkdir -p bert_jax; cd bert_jax; rm -f setup.py; tar -xzf ../code.tgz
     python3 -m pip install --quiet --user uv
     [ -d .venv ] || python3 -m uv venv --quiet --python 3.12 .venv
-    python3 -m uv pip install --quiet --python .venv/bin/python --editable ".[tpu]"'
+    wanted=--editable=.[tpu]
+    if [ ! -f setup.py ]; then
+      sed -n "/^\$/q;/^Requires-Dist: /{s///;s/; extra == \"tpu\"\$//;/extra ==/d;p}" \
+        bert_jax-*.dist-info/METADATA >requirements.txt
+      wanted=--requirement=requirements.txt
+    fi
+    python3 -m uv pip install --quiet --python .venv/bin/python "$wanted"'
 }
 
 # When ssh is lost the run goes on and holds the chips; gcloud too connects again by

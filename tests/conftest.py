@@ -37,6 +37,14 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("bert_jax")
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what asks for the real data, before -m selects by markers."""
+    for item in items:
+        if "shared" in getattr(item, "fixturenames", ()):
+            item.add_marker("shared")
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("shared") and not SHARED.is_dir():
         if IN_CI:
@@ -46,7 +54,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data; only for tests marked `shared`."""
+    """The folder of real data; who asks for it gets the marker `shared`."""
     return SHARED
 
 

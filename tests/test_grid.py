@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from bert_jax import config, grid, sweep
+from bert_jax.data import tfds
 from bert_jax.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -111,9 +112,9 @@ def test_nine_are_shipped():
 
 @pytest.mark.parametrize("size", ["tiny", "paper"])
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_every_stage_of_a_shipped_grid_freezes(path, size, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    found = grid.read(f"{path}:{size}")
+def test_every_stage_of_a_shipped_grid_freezes(path, size, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    found = grid.read(f"{path.stem}:{size}")
     runs = sweep.Runs(Path("runs"), found.stages)
     configs = {
         tuple(runs.config(grid.Trial(cell, 0), stage) for stage in found.stages)
@@ -127,9 +128,66 @@ def test_every_stage_of_a_shipped_grid_freezes(path, size, monkeypatch):
         assert len({one.data.store for one in (first, *others)} - {""}) == 1
 
 
+# What a stage of a tiny grid is scored on; the other stages are of named entities.
+FILES = {
+    "pretrain": ["data.source=python-docs"],
+    "sst2": ["task.train_file=SST-2/train.tsv.xz", "task.dev_file=SST-2/dev.tsv"],
+    "qnli": ["task.train_file=QNLI/dev.tsv.xz"],
+    "nsmc": [
+        "task.train_file=NSMC/ratings_train.txt.xz",
+        "task.dev_file=NSMC/ratings_test.txt.xz",
+    ],
+}
+ENTITIES = [
+    "task.train_file=NER/gum_train.conll.xz",
+    "task.dev_file=NER/gum_test.conll",
+]
+
+
 @pytest.mark.shared
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
-def test_a_tiny_grid_finds_its_data(path, monkeypatch, tmp_path):
-    monkeypatch.chdir(ROOT)
-    found = grid.read(f"{path}:tiny")
-    sweep.check(sweep.Runs(tmp_path, found.stages), grid.expand([], found.axes), [0, 1])
+def test_a_tiny_grid_takes_local_files(path, shared, tmp_path):
+    found = grid.read(f"{path.stem}:tiny")
+    texts = [
+        f"{stage.name}:{text}".replace("_file=", f"_file={shared}/finetune/")
+        for stage in found.stages
+        for text in FILES.get(stage.name, ENTITIES)
+    ]
+    runs = sweep.Runs(tmp_path, found.stages, tuple(texts))
+    sweep.check(runs, grid.expand([], found.axes), [0])
+
+
+GLUE = {  # the columns of TensorFlow Datasets
+    "sst2": ["sentence", "label"],
+    "qnli": ["question", "sentence", "label"],
+}
+
+
+@pytest.mark.parametrize("name", ["table5", "table6", "input_formats"])
+def test_glue_comes_from_tensorflow_datasets(name, monkeypatch, tmp_path):
+    asked = []
+
+    def examples(source):
+        asked.append(source)
+        columns = GLUE[source.removeprefix("tfds:glue/").partition(":")[0]]
+        for i in range(40):
+            values = dict.fromkeys(columns, f"text {i}") | {"label": str(i % 2)}
+            yield f"{source}[{i}]", values
+
+    monkeypatch.setattr(tfds, "examples", examples)
+    monkeypatch.chdir(tmp_path)
+    found = grid.read(f"{name}:tiny")
+    sweep.check(sweep.Runs(tmp_path, found.stages), grid.expand([], found.axes), [0])
+    assert {"tfds:glue/sst2:train", "tfds:glue/sst2:validation"} <= set(asked)
+    assert ("tfds:glue/qnli:validation" in asked) == ("qnli" in str(found.stages))
+
+
+@pytest.mark.parametrize("size", ["tiny", "paper"])
+@pytest.mark.parametrize("name", ["table7", "table8", "korean_tokenizers"])
+def test_a_grid_without_its_files_says_which_flag_names_them(name, size, tmp_path):
+    found = grid.read(f"{name}:{size}")
+    stages = [stage for stage in found.stages if not stage.config.startswith("glue:")]
+    runs = sweep.Runs(tmp_path, tuple(stages))
+    with pytest.raises(UserError, match="--config.task.train_file=FILE") as caught:
+        sweep.check(runs, grid.expand([], found.axes), [0])
+    assert len(str(caught.value).splitlines()) == 1

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from bert_jax import config, remote
+from bert_jax.config import shipped
 from bert_jax.errors import UserError
 
 
@@ -60,9 +61,9 @@ def parse(
     )
     parser.add_argument(
         "--config",
-        metavar="FILE[:VARIANT]",
-        help="a file in configs/, or the config.json of a run; "
-        "--config.a.b=VALUE changes one field of it",
+        metavar="NAME[:VARIANT]",
+        help=f"preset ({', '.join(shipped.names('configs', '.py'))}), .py file or the "
+        "config.json of a run; --config.a.b=VALUE changes one field of it",
     )
     parser.add_argument(
         "--workdir", metavar="DIR", help="the run directory; may be gs://BUCKET/PATH"
@@ -133,10 +134,11 @@ def _load(
     if path is not None:
         return config.load(path, overrides)
     if required:
-        raise UserError("--config=FILE is missing; see configs/ for examples")
+        known = ", ".join(shipped.names("configs", ".py"))
+        raise UserError(f"--config=NAME is missing: a file, or one of {known}")
     if overrides:
         raise UserError(
             f"--config.{overrides[0]} changes a config, and none is given: add "
-            "--config=FILE, or --workdir=DIR of a run"
+            "--config=NAME, or --workdir=DIR of a run"
         )
     return None

@@ -10,15 +10,16 @@ from pathlib import Path
 
 from bert_jax import cluster, grid, log, sweep
 from bert_jax.cli.arguments import parse
+from bert_jax.config import shipped
 from bert_jax.errors import UserError
 
 # The grid of Devlin et al. 2019, appendix A.3.
 EXAMPLE = (
-    "bert-jax sweep --config=configs/glue.py:sst2 --config.init=runs/base \\\n"
+    "bert-jax sweep --config=glue:sst2 --config.init=runs/base \\\n"
     "    --config.task.train_file=train.tsv --config.task.dev_file=dev.tsv \\\n"
     "    --vary=optim.peak_rate=5e-5,3e-5,2e-5 --vary='phases[0].batch=16,32' \\\n"
     "    --vary=task.epochs=2,3,4 --seeds=3 --workdir=runs/sst2-sweep\n"
-    "  bert-jax sweep --grid=configs/grids/table5.toml:tiny --workdir=runs/table5"
+    "  bert-jax sweep --grid=table5:tiny --workdir=runs/table5"
 )
 
 
@@ -33,9 +34,10 @@ def _options(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--grid",
-        metavar="FILE[:SIZE]",
-        help="a .toml file of named variants, such as those in configs/grids; one with "
-        "sizes names its configs too, and --config.STAGE:a.b=VALUE is for one stage",
+        metavar="NAME[:SIZE]",
+        help=f"shipped grid ({', '.join(shipped.names('configs/grids', '.toml'))}) or "
+        ".toml file of named variants; with a SIZE it names its configs too, and "
+        "--config.STAGE:a.b=VALUE is for one stage",
     )
     add(
         "--seeds",
@@ -67,7 +69,10 @@ def main(argv: Sequence[str]) -> int:
     if found.stages and args.config:
         raise UserError(f"--grid={args.grid} names its configs: leave out --config")
     if not (found.stages or args.config):
-        raise UserError("--config=FILE is missing, or --grid=FILE:SIZE; see configs/")
+        grids = ", ".join(shipped.names("configs/grids", ".toml"))
+        raise UserError(
+            f"--config=NAME or --grid=NAME:SIZE is missing; shipped grids are {grids}"
+        )
     cells = grid.expand(args.vary, found.axes)
     stages = found.stages or (grid.Stage("", args.config),)
     runs = sweep.Runs(Path(args.workdir), stages, tuple(args.overrides))

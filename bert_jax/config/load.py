@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from bert_jax.config import shipped
 from bert_jax.config.schema import Config
 from bert_jax.config.validate import problems
 from bert_jax.errors import UserError
@@ -39,25 +40,21 @@ def to_json(config: Config) -> str:
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Reads a config file, applies overrides, checks everything.
+    """Read a config, apply the overrides and check all rules.
 
     Args:
-      path: `FILE.py` or `FILE.py:arg`, where FILE defines `get_config(arg)`; or a
-        `config.json` that a run left behind.
+      path: name of a preset, such as `bert_base`, or path of a Python file that
+        defines `get_config(arg)`, both with `:arg` or without; or path of the
+        `config.json` of a run.
       overrides: `a.b=value` texts, phases by index: `phases[0].length=64`.
 
     Returns:
       The frozen config.
 
     Raises:
-      UserError: no such file, no such field, or broken rules (all listed).
+      UserError: no such file or preset, no such field, or broken rules (all listed).
     """
-    file, _, arg = path.partition(":")
-    if not Path(file).is_file():
-        there = map(str, Path(file).parent.glob("*.py"))
-        near = difflib.get_close_matches(file, there, 1, 0.8)
-        hint = f"did you mean {near[0]!r}?" if near else "see configs/ for examples"
-        raise UserError(f"--config={path}: no file {file!r}; {hint}")
+    file, arg = shipped.find(path, "--config", "configs", ".py")
     read = _read_json if file.endswith(".json") else _run_python
     config = read(file, arg)
     faults = []

@@ -7,6 +7,7 @@ nobody's code. This is the corpus that `make pretrain` works on without a networ
 
 import ast
 import functools
+import importlib.util
 import inspect
 import re
 import sysconfig
@@ -67,9 +68,11 @@ def _modules() -> Iterator[list[str]]:
 
     for _, text in sorted(topics.topics.items()):
         yield [text]
-    paths = sysconfig.get_paths()
-    library, packages = Path(paths["stdlib"]), Path(paths["purelib"])
-    places = [library, *(packages / name for name in _PACKAGES)]
+    places = [Path(sysconfig.get_path("stdlib"))]
+    for name in _PACKAGES:
+        # Finds the package wherever it is installed, and imports nothing.
+        spec = importlib.util.find_spec(name)
+        places += map(Path, (spec and spec.submodule_search_locations) or ())
     for place in places:
         for path in sorted(place.rglob("*.py")):
             name = path.relative_to(place).as_posix()

@@ -53,7 +53,7 @@ def test_a_saved_run_brings_its_config(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        ([], ["--config=FILE", "configs/"]),
+        ([], ["--config=NAME", "bert_tiny"]),
         (["--confg=x"], ["--confg", "'--config'"]),
         (["--workdirr=x"], ["'--workdirr'", "'--workdir'"]),
         (["--steps=5"], ["'--steps'", "'--config.steps'"]),

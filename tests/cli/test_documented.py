@@ -28,7 +28,6 @@ def model(tmp_path_factory):
     return random_run.write(tmp_path_factory.mktemp("model"))
 
 
-@pytest.mark.shared
 def test_there_are_thirteen_sets():
     assert len(COMMANDS) == 13
     definitions = [line for line in LINES if not line.startswith("$train ")]

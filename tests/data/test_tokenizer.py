@@ -15,7 +15,6 @@ from bert_jax.data.tokenizer import SPECIAL, load_tokenizer, train_tokenizer
 from bert_jax.errors import UserError
 
 KINDS = ("wordpiece", "bpe", "byte_bpe", "unigram")
-SHARED = Path(__file__).parents[2] / ".." / "shared" / "data"
 TEXT = [
     "The quick brown fox jumps over the lazy dog, doesn't it?",
     "Pack my box with five dozen liquor jugs; the foxes jumped quickly.",
@@ -95,10 +94,8 @@ def cached(family, lowercase):
 @pytest.mark.parametrize(
     "name", ["text_en/nltk_us_speeches.txt.xz", "text_ko/python_docs_ko.txt.xz"]
 )
-def test_the_word_cache_changes_nothing_on_real_text(family, name):
-    if not SHARED.exists():
-        pytest.skip("needs ../shared/data")
-    with lzma.open(SHARED / name, "rt", encoding="utf-8") as file:
+def test_the_word_cache_changes_nothing_on_real_text(shared, family, name):
+    with lzma.open(shared / name, "rt", encoding="utf-8") as file:
         texts = file.read(600_000).split("\n")
     tokenizer = train_tokenizer(config.Tokenizer(kind=family), 3001, texts[:1500])
     for part in (texts[:700], texts):  # words of the first call are known later

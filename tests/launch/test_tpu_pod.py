@@ -24,7 +24,7 @@ def script(tmp_path):
     """Starts the script with a program in place of gcloud, no waiting between."""
     started = []
 
-    def start(gcloud, *arguments, **environment):
+    def start(gcloud, *arguments, program=SCRIPT, **environment):
         (tmp_path / "bin").mkdir(exist_ok=True)
         (tmp_path / "bin/gcloud").write_text(gcloud)
         (tmp_path / "bin/gcloud").chmod(0o755)
@@ -34,7 +34,7 @@ def script(tmp_path):
             "POLL_SECONDS": "0",
         }
         process = subprocess.Popen(
-            ["bash", SCRIPT, *arguments],
+            ["bash", program, *arguments],
             env=os.environ | found | environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -49,15 +49,30 @@ def script(tmp_path):
         process.communicate()
 
 
+# Lists its calls. `describe` prints the next state, ssh ends with the next status: the
+# first lines of two files; ACTIVE and 0 when they are used up.
+PLAYED = """#!/bin/sh
+next() {
+  head -n 1 "$GLOG.$1"
+  sed -i 1d "$GLOG.$1"
+}
+echo gcloud "$@" | tr '\\n' ' ' >>"$GLOG"
+echo >>"$GLOG"
+case $4 in
+  describe) state=$(next states) && echo "${state:-ACTIVE}" ;;
+  ssh) status=$(next statuses) && exit "${status:-0}" ;;
+esac
+"""
+
+
 @pytest.fixture
-def play(script, shared, tmp_path):
+def play(script, tmp_path):
     """Babysits through states and statuses of ssh; returns status, calls and output."""
-    gcloud = (shared.parent / "reference/tpu/fake_gcloud").read_text()
 
     def run(states, statuses, *flags):
-        (tmp_path / "calls.rc").write_text("".join(f"{n}\n" for n in statuses))
-        words = ("babysit", *FLAGS, *flags, "--", *WORDS)
-        process = script(gcloud, *words, STATES=" ".join(states))
+        for name, lines in (("states", states), ("statuses", statuses)):
+            (tmp_path / f"calls.{name}").write_text("".join(f"{x}\n" for x in lines))
+        process = script(PLAYED, "babysit", *FLAGS, *flags, "--", *WORDS)
         out, _ = process.communicate(timeout=30)
         lines = (tmp_path / "calls").read_text().splitlines()
         # gcloud compute tpus queued-resources|tpu-vm VERB ...
@@ -218,7 +233,52 @@ exit 0
     with tarfile.open(tmp_path / "calls") as code:
         names = set(code.getnames())
     assert {"setup.py", "bert_jax/__main__.py", "configs/bert_base.py"} <= names
+    assert "launch/local.py" in names  # setup.py packs it
     assert not any("__pycache__" in name for name in names)
+
+
+# Copies to and runs on one host, this one; its python3 lists what it is asked for.
+PUSHED = """#!/bin/bash
+for word; do
+  case $word in
+    *code.tgz) cp "$word" "$HOME/code.tgz" ;;
+    --command=*) cd "$HOME" && PATH=$HOME:$PATH exec bash -c "${word#*=}" ;;
+  esac
+done
+"""
+METADATA = """Name: bert-jax
+Requires-Dist: numpy<3,>=2.4
+Requires-Dist: tensorflow-cpu<3; platform_machine == "x86_64"
+Requires-Dist: jax[tpu]<0.12; extra == "tpu"
+Requires-Dist: torch==2.13.0; extra == "parity"
+Requires-Dist: x; extra == "aot-tpu"
+
+Requires-Dist: begins this line of the description.
+"""
+
+
+def test_an_installed_package_is_pushed_with_what_it_needs(script, tmp_path):
+    site, folder = tmp_path / "site-packages", tmp_path / "home"
+    folder.mkdir()
+    (site / "bert_jax/launch").mkdir(parents=True)
+    (site / "bert_jax/__init__.py").touch()
+    (site / "other").mkdir()
+    installed = shutil.copy(SCRIPT, site / "bert_jax/launch")
+    (site / "bert_jax-1.0.dist-info").mkdir()
+    (site / "bert_jax-1.0.dist-info/METADATA").write_text(METADATA)
+    (folder / "python3").write_text('#!/bin/sh\necho "$@" >>"$HOME/asked"\n')
+    (folder / "python3").chmod(0o755)
+    (folder / "bert_jax").mkdir()
+    (folder / "bert_jax/setup.py").touch()  # of a repository that was pushed before
+    process = script(PUSHED, "push", *FLAGS, program=installed, HOME=str(folder))
+    out, _ = process.communicate(timeout=30)
+    assert process.returncode == 0, out
+    assert "--requirement=requirements.txt" in (folder / "asked").read_text()
+    assert (folder / "bert_jax/bert_jax/__init__.py").exists()
+    assert not (folder / "bert_jax/other").exists()
+    needs = (folder / "bert_jax/requirements.txt").read_text().splitlines()
+    other = 'tensorflow-cpu<3; platform_machine == "x86_64"'
+    assert needs == ["numpy<3,>=2.4", other, "jax[tpu]<0.12"]
 
 
 @pytest.mark.parametrize(
