@@ -18,7 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import xxhash
 from etils import epath
@@ -58,16 +58,29 @@ def open_run(url: str) -> str:
     Raises:
       UserError: the bucket cannot be read.
     """
-    url = url.rstrip("/")
     folder = tempfile.mkdtemp(prefix="bert_jax-run-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    _folders[folder] = url.rstrip("/"), {}
+    refresh(folder)
+    return folder
+
+
+def refresh(folder: str | Path) -> None:
+    """Copies the small files of a run from its bucket again, if it is in one.
+
+    Raises:
+      UserError: the bucket cannot be read.
+    """
+    if str(folder) not in _folders:
+        return
+    url, _ = _folders[str(folder)]
     for name in files(url):
-        if name.split("/")[0] not in (CHECKPOINTS, STORE):
+        top = name.split("/")[0]
+        if top not in (CHECKPOINTS, STORE) and not top.startswith("."):
             Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
             with _reaching(url) as fs:
                 fs.get_file(f"{url}/{name}", str(Path(folder, name)))
-    _folders[folder] = url, _stamps(folder)
-    return folder
+    _folders[str(folder)] = url, _stamps(folder)
 
 
 def push(folder: str | Path) -> None:
@@ -101,8 +114,12 @@ def pushed(folder: str | Path) -> Iterator[None]:
 
 def where(folder: str | Path, name: str = "") -> epath.Path:
     """Where a run really lies, or something large in it."""
-    url, _ = _folders.get(str(folder), (folder, {}))
-    return epath.Path(url) / name
+    return epath.Path(address(folder)) / name
+
+
+def address(folder: str | Path) -> str:
+    """The URL of a run in a bucket, or else the folder itself."""
+    return _folders.get(str(folder), (str(folder), {}))[0]
 
 
 def _stamps(folder: str | Path) -> _Stamps:
@@ -142,6 +159,68 @@ def exists(folder: str | Path, name: str) -> bool:
     with _reaching(str(folder)) as fs:
         fs.invalidate_cache()
         return fs.exists(f"{folder}/{name}")
+
+
+class Object(NamedTuple):
+    """A small file in a bucket, as read at one moment."""
+
+    text: str
+    generation: str  # changes with each write; "" where the file system has none
+    age: float  # [s] since it was written, by two clocks
+
+
+def create(url: str, text: str) -> bool:
+    """Writes a small file if there is none; returns whether this call made it.
+
+    Raises:
+      UserError: the bucket cannot be written.
+    """
+    with _reaching(url) as fs:
+        try:
+            fs.pipe_file(url, text.encode(), mode="create")
+        except FileExistsError:
+            return False
+    return True
+
+
+def read(url: str) -> Object | None:
+    """Reads a small file; None if there is none.
+
+    Raises:
+      UserError: the bucket cannot be read.
+    """
+    with _reaching(url) as fs:
+        fs.invalidate_cache()
+        try:
+            generation = str(fs.info(url).get("generation", ""))
+            age = time.time() - fs.modified(url).timestamp()
+            return Object(fs.cat_file(url).decode(), generation, age)
+        except FileNotFoundError:
+            return None
+
+
+def write(url: str, text: str) -> None:
+    """Writes a small file, whatever is there.
+
+    Raises:
+      UserError: the bucket cannot be written.
+    """
+    with _reaching(url) as fs:
+        fs.pipe_file(url, text.encode())
+
+
+def remove(url: str, generation: str = "") -> None:
+    """Removes a small file; of a generation only if it still has that one.
+
+    Raises:
+      UserError: the bucket cannot be written.
+    """
+    with _reaching(url) as fs, contextlib.suppress(FileNotFoundError, FileExistsError):
+        if not generation:
+            return fs.rm_file(url)
+        bucket, key, _ = fs.split_path(url)
+        place = "b/{}/o/{}", bucket, key
+        fs.call("DELETE", *place, ifGenerationMatch=generation)
 
 
 def fetch(url: str, note: Callable[[str], None]) -> str:

@@ -21,8 +21,10 @@ from bert_jax import (
     evaluate,
     goodput,
     initial,
+    labelled,
     log,
     metrics,
+    owner,
     remote,
     sharding,
     step,
@@ -69,10 +71,26 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
     distributed.agree(
         "start", {**tree.flatten({"config": asdict(config)}), **_versions()}
     )
+    if finished(workdir) is None:
+        with owner.hold(workdir, _say):
+            claim(config, workdir)
+            if finished(workdir) is None:  # by an owner that was awaited
+                return _train(config, files, workdir, watch, began)
     claim(config, workdir)
     done = finished(workdir)
-    if done is not None:
-        return done
+    assert done is not None
+    return done
+
+
+def _train(
+    config: Config,
+    files: labelled.Files | None,
+    workdir: str,
+    watch: Watch,
+    began: float,
+) -> dict[str, Any]:
+    """Trains the claimed run to its end; arguments and result as of `train`."""
+    directory = remote.where(workdir, remote.CHECKPOINTS)
     remote.push(workdir)  # a bucket that cannot be written is noticed here
     watch.doing("preparing the data", within=distributed.PREPARE)
     run = assemble(config, workdir, _say, files, teach=True)

@@ -6,7 +6,9 @@ it cannot rename is said in a way that is not tried again.
 """
 
 import contextlib
+import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -33,6 +35,10 @@ def serve(port: int) -> None:
         url = urlparse(self.path)
         query = {name: values[0] for name, values in parse_qs(url.query).items()}
         wanted, status = query.get("ifGenerationMatch"), 0
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.rfile, rfile = io.BytesIO(body), self.rfile
+        if found := re.search(rb'"name": *"([^"]*)"', body):  # of several parts
+            query.setdefault("name", found[1].decode())
         if "/moveTo/" in url.path:
             status = 400
         if wanted is not None and "name" in query:
@@ -41,8 +47,10 @@ def serve(port: int) -> None:
             if there.get("generation", "0") != wanted:
                 status = 412
         if not status:
-            return post(self)
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            post(self)
+            self.rfile = rfile
+            return
+        self.rfile = rfile
         self.send_response(status)
         self.send_header("Content-Length", "0")
         self.end_headers()

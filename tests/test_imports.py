@@ -17,6 +17,7 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "config tree chips program remote",
     "grid losses metrics scores sharding distributed log arrays topology",
     "watch goodput cluster checkpoint_files",
+    "owner",
     "model optim data",
     "tasks interop",
     "step",

@@ -1,15 +1,21 @@
 """`bert-jax import`: another program's encoder as a run directory."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bert_jax.cli.arguments import parse
 from bert_jax.errors import UserError
 
+_OWNER = ".owner.json"  # `owner.NAME`, which is imported late
+_WRITTEN = "checkpoints", "tokenizer", "summary.json"  # before config.json
 EXAMPLE = "bert-jax import --source=bert-base-uncased --workdir=runs/base-uncased"
 
 
@@ -37,12 +43,9 @@ def main(argv: Sequence[str]) -> int:
     if not args.workdir:
         raise UserError("--workdir=DIR is missing: the run directory to make")
     workdir = Path(args.workdir)
-    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise UserError(f"--workdir={workdir} is not empty; choose another directory")
-
+    _check_empty(workdir)
     from bert_jax import config as configs
-    from bert_jax import interop, log, tree
-    from bert_jax.checkpoint import Checkpoints
+    from bert_jax import interop, owner
 
     source = interop.load(args.source)
     positions = source.model.positions
@@ -55,17 +58,12 @@ def main(argv: Sequence[str]) -> int:
         phases=(configs.Phase(length=min(128, positions)),),
     )
     try:
-        with Checkpoints(workdir / "checkpoints") as checkpoints:
-            checkpoints.save_params(source.params)
-        source.tokenizer.save(workdir / "tokenizer")
-        log.write_json(
-            workdir / "summary.json",
-            {"steps": 0, "params_digest": tree.params_digest(source.params)},
-        )
-        # Last: without it nothing takes the directory for a run.
-        (workdir / "config.json").write_text(configs.to_json(frozen), "utf-8")
+        with owner.hold(args.workdir, lambda text: print(text, file=sys.stderr)):
+            _check_empty(workdir)  # another import may have filled it
+            _write(workdir, source, configs.to_json(frozen))
     except BaseException:
-        shutil.rmtree(workdir, ignore_errors=True)
+        with contextlib.suppress(OSError):  # not empty
+            workdir.rmdir()
         raise
     result = {
         "workdir": args.workdir,
@@ -82,3 +80,37 @@ def main(argv: Sequence[str]) -> int:
         f"features, {result['vocabulary']:,} tokens; parts: {', '.join(source.params)}"
     )
     return 0
+
+
+def _check_empty(workdir: Path) -> None:
+    """Refuses a directory with anything but what a killed import left in it."""
+    names = set(os.listdir(workdir)) if workdir.is_dir() else set()
+    killed = _OWNER in names and names <= {_OWNER, *_WRITTEN}
+    if (workdir.exists() and not workdir.is_dir()) or (names and not killed):
+        raise UserError(f"--workdir={workdir} is not empty; choose another directory")
+
+
+def _clear(workdir: Path) -> None:
+    for name in _WRITTEN:
+        path = workdir / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _write(workdir: Path, source: Any, config: str) -> None:
+    from bert_jax import log, tree
+    from bert_jax.checkpoint import Checkpoints
+
+    _clear(workdir)
+    try:
+        with Checkpoints(workdir / "checkpoints") as checkpoints:
+            checkpoints.save_params(source.params)
+        source.tokenizer.save(workdir / "tokenizer")
+        log.write_json(
+            workdir / "summary.json",
+            {"steps": 0, "params_digest": tree.params_digest(source.params)},
+        )
+        # Last: without it nothing takes the directory for a run.
+        log.write_text(workdir / "config.json", config)
+    except BaseException:
+        _clear(workdir)
+        raise

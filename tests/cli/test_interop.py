@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from bert_jax.__main__ import main
+from bert_jax.cli import import_
+from bert_jax.errors import UserError
 from tests import random_run
 from tests.cli import corpus
 from tests.interop import hugging
@@ -127,3 +129,15 @@ def test_fill_mask_of_transformers_gives_the_same_answer(
     card = (out / "README.md").read_text()
     assert "text.txt" in card and "eval_mlm_loss" in card and "Steps: 8" in card
     assert "bert-jax train --config=bert_jax_config.json" in card
+
+
+def test_only_what_a_killed_import_left_is_written_over(tmp_path):
+    import_._check_empty(tmp_path)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="is not empty"):
+        import_._check_empty(tmp_path)  # somebody's own
+    (tmp_path / ".owner.json").write_text("{}")
+    import_._check_empty(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="is not empty"):
+        import_._check_empty(tmp_path)  # a whole run
