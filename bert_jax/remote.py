@@ -275,9 +275,9 @@ def _copy(
     with _reaching(url) as fs:
         total = sum(fs.size(f"{url}/{name}") for name in wanted)
     done, began, told = 0, time.monotonic(), -1.0
-    for name, checksum in wanted.items():
+    for name, expected in wanted.items():
         target = partial / name
-        if target.is_file() and _checksum(target) == checksum:
+        if target.is_file() and checksum(target) == expected:
             done += target.stat().st_size
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -297,7 +297,7 @@ def _copy(
                 if seconds - told >= _EVERY or told < 0:
                     told = seconds
                     note(f"copying {url}: {done / 1e6:,.0f} of {total / 1e6:,.0f} MB")
-        if digest.hexdigest() != checksum:
+        if digest.hexdigest() != expected:
             target.unlink()
             raise UserError(
                 f"{url}/{name} is damaged: its checksum is not the one in {MANIFEST}; "
@@ -341,13 +341,14 @@ def _place(url: str, manifest: bytes) -> Path:
 def checksums(folder: Path) -> dict[str, str]:
     """XXH3 of each file below a folder, by its path from there."""
     return {
-        str(path.relative_to(folder)): _checksum(path)
+        str(path.relative_to(folder)): checksum(path)
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """XXH3 of a file."""
     digest = xxhash.xxh3_64()
     with path.open("rb") as file:
         while block := file.read(_BLOCK):

@@ -210,7 +210,7 @@ def test_a_damaged_store_is_found(store, memory, tmp_path, monkeypatch):
 
 def test_a_copy_that_was_killed_goes_on(store, memory, tmp_path, monkeypatch):
     monkeypatch.setenv("BERT_JAX_CACHE", str(tmp_path / "second"))
-    checksum = remote._checksum
+    checksum = remote.checksum
 
     def killed(path):
         if path.name == "vocab.txt":

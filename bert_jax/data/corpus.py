@@ -66,12 +66,13 @@ def documents(data: Data, skipped: Counter[str] | None = None) -> Iterator[Docum
 
 def files(data: Data) -> list[str]:
     """The files that the globs of `data.source` stand for, in reading order."""
-    globs = [source for source in data.source if not _is_named(source)]
+    globs = filter(is_files, data.source)
     return [path for pattern in globs for path in _matches(pattern)]
 
 
-def _is_named(source: str) -> bool:
-    return source == "python-docs" or tfds.is_named(source)
+def is_files(source: str) -> bool:
+    """Whether a source is a path or glob, not the name of a data set."""
+    return source != "python-docs" and not tfds.is_named(source)
 
 
 def _source_documents(
@@ -92,9 +93,9 @@ def _source_documents(
 
 def _matches(pattern: str) -> list[str]:
     expanded = os.path.expanduser(pattern)
-    found = sorted(glob.glob(expanded, recursive=True))
-    if not found and os.path.lexists(expanded):
-        found = [expanded]  # a real name that happens to hold glob characters
+    found = [expanded]  # a real name may hold glob characters
+    if not os.path.lexists(expanded):
+        found = sorted(glob.glob(expanded, recursive=True))
     if not found:
         what = "matches no file" if glob.has_magic(pattern) else "no such file"
         raise UserError(

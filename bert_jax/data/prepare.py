@@ -9,6 +9,7 @@ import codecs
 import contextlib
 import dataclasses
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -22,7 +23,7 @@ import numpy as np
 import xxhash
 
 from bert_jax import remote
-from bert_jax.config import Config
+from bert_jax.config import Config, Data
 from bert_jax.data import corpus
 from bert_jax.data.blocks import Part, encode_blocks
 from bert_jax.data.store import FORMAT, open_store, read_manifest
@@ -34,7 +35,10 @@ from bert_jax.data.tokenizer import (
 )
 from bert_jax.errors import UserError
 
+# Of a recipe: what says which text it is.
+_TEXT = {"source", "kinds", "files", "file_bytes", "stamps", "content"}
 Progress = Callable[[str], None]
+_LARGE = 1_000_000_000  # [bytes] of text that take seconds to read
 _WAIT = 0.5  # [s] between two looks at another process's lock
 
 
@@ -69,6 +73,9 @@ def prepare_store(
     if directory.exists():
         manifest = _existing(config, directory, made_from)
         return {**manifest, "already_prepared": True}
+    if made_from["file_bytes"] > _LARGE:
+        tell(f"reading {made_from['file_bytes'] / 1e6:,.0f} MB for a fingerprint")
+    made_from["content"] = _content(config.data)
     workers = num_workers or len(os.sched_getaffinity(0))
     with _partial(partial, made_from, tell):
         ready = directory.exists()  # by another process, which this one waited for
@@ -153,13 +160,17 @@ def recipe(config: Config) -> dict:
     """What a store is made from; two configs with the same may share it."""
     data = config.data
     files = corpus.files(data)
+    stats = [os.stat(path) for path in files]
+    stamps = [(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns) for stat in stats]
     made: dict = {
         "source": list(data.source),
+        "kinds": _kinds(data),
         "text_key": data.text_key,
         "language": data.language,
         "dtype": data.dtype,
         "files": len(files),
-        "file_bytes": sum(os.path.getsize(path) for path in files),
+        "file_bytes": sum(stat.st_size for stat in stats),
+        "stamps": xxhash.xxh3_64_hexdigest(json.dumps(stamps).encode()),
     }
     if codecs.lookup(data.encoding).name != "utf-8":  # older stores do not name it
         made["encoding"] = codecs.lookup(data.encoding).name
@@ -173,6 +184,54 @@ def recipe(config: Config) -> dict:
     return made
 
 
+def is_same_text(data: Data, found: dict, made: dict | None = None) -> bool:
+    """Whether `data.source` holds the text that a store was made from.
+
+    Sizes and times are compared first. Files are read only where times differ, as of
+    a copy.
+
+    Args:
+      data: names the text.
+      found: `made_from` of the store's manifest.
+      made: from `recipe`; None makes as much of it as is needed.
+
+    Raises:
+      UserError: a source is missing.
+    """
+    if made is None:
+        made = recipe(dataclasses.replace(Config(), data=data))
+    if "content" not in found:  # an older store
+        names = "source", "files", "file_bytes"
+    else:
+        names = "kinds", "files", "file_bytes"
+    if any(found.get(name) != made[name] for name in names):
+        return False
+    if "content" not in found or found["stamps"] == made["stamps"]:
+        return True
+    return found["content"] == _content(data)
+
+
+def _kinds(data: Data) -> list[str]:
+    """The sources in order, neighbouring files and globs together as one ""."""
+    named = ["" if corpus.is_files(source) else source for source in data.source]
+    return [kind for kind, _ in itertools.groupby(named)]
+
+
+def _content(data: Data) -> str:
+    """Fingerprint of all files of `data.source`, in reading order."""
+    digest = xxhash.xxh3_64()
+    for path in corpus.files(data):
+        digest.update(remote.checksum(Path(path)).encode())
+    return digest.hexdigest()
+
+
+def _described(made: dict) -> str:
+    source = ",".join(made["source"])
+    content = made.get("content", "")[:8]
+    known = f", fingerprint {content}" if content else ""
+    return f"{source} ({made['files']} files, {made['file_bytes']:,} bytes{known})"
+
+
 def _existing(config: Config, directory: Path, made_from: dict) -> dict:
     if not (directory / "manifest.json").exists():
         raise UserError(
@@ -180,12 +239,18 @@ def _existing(config: Config, directory: Path, made_from: dict) -> dict:
             "--config.data.store or --workdir"
         )
     found = read_manifest(str(directory))["made_from"]
-    for name, value in made_from.items():
-        if found.get(name) != value:
+    if not is_same_text(config.data, found, made_from):
+        raise UserError(
+            f"{directory}: the token store there was made from other text: "
+            f"{_described(found)} there, {_described(made_from)} now; choose another "
+            "--config.data.store or --workdir, or delete it"
+        )
+    for name in made_from.keys() - _TEXT:
+        if found.get(name) != made_from[name]:
             raise UserError(
                 f"{directory}: the token store there was made from "
-                f"{name}={found.get(name)}, this config has {name}={value}; choose "
-                "another --config.data.store or --workdir, or delete it"
+                f"{name}={found.get(name)}, this config has {name}={made_from[name]}; "
+                "choose another --config.data.store or --workdir, or delete it"
             )
     return open_store(str(directory)).manifest
 
@@ -198,7 +263,8 @@ def _partial(partial: Path, made_from: dict, tell: Progress) -> Iterator[None]:
         while (lock := _lock(partial)) is None:
             time.sleep(_WAIT)
     with lock:
-        identity = json.dumps(made_from, sort_keys=True)
+        made = {n: v for n, v in made_from.items() if n not in ("source", "stamps")}
+        identity = json.dumps(made, sort_keys=True)
         file = partial / "made_from.json"
         if not file.exists() or file.read_text() != identity:
             for path in partial.iterdir():

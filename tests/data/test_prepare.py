@@ -1,6 +1,8 @@
 import dataclasses
+import glob
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -268,3 +270,25 @@ def test_the_training_sample_is_even_and_bounded(corpus):
     assert numbers == sorted(numbers)
     assert min(numbers) < 20
     assert max(numbers) > 40
+
+
+def test_content_decides_whether_a_store_is_prepared_already(corpus, tmp_path):
+    text, store = tmp_path / "text", tmp_path / "store"
+    text.mkdir()
+    file = shutil.copy(corpus, text / "a[1], b.txt")
+
+    def ready(source):
+        return prepare.prepare_store(make(source), store, 1)["already_prepared"]
+
+    assert not ready(text / "*.txt")
+    assert ready(text / "*.txt")
+    copy = shutil.copytree(text, tmp_path / "copy[2]")
+    for source in (copy, copy / "a[1], b.txt", f"{glob.escape(str(copy))}/a*"):
+        assert ready(source)
+    stat, old = os.stat(file), file.read_text()
+    file.write_text(old.replace("cat", "CAT"))
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    with pytest.raises(UserError, match="made from other text"):
+        ready(text / "*.txt")
+    file.write_text(old)
+    assert ready(text / "*.txt") and ready(copy)
