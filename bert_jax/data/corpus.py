@@ -28,7 +28,7 @@ _FORMATS = (".txt", ".jsonl", ".parquet")
 _EXTRACTED = re.compile(r"wiki_\d+")  # WikiExtractor's files, which have no suffix
 _DOCUMENT_TAG = re.compile(r"<doc id=.*>")  # begins each of their documents
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_LINE_LIMIT = 1 << 20  # [characters] a longer line is cut, at the end of a sentence
+_LINE_LIMIT = 1 << 16  # [characters] a longer line is cut, at the end of a sentence
 _DOCUMENT_LIMIT = 1 << 22  # [characters] a longer document is cut between lines
 
 
@@ -186,6 +186,9 @@ def _until(end: str, first: str, lines: Iterator[str]) -> Iterator[str]:
 
 
 def _lines_of(text: str, skipped: Counter[str]) -> Iterator[str]:
+    if _SURROGATE.search(text):  # from an escape such as \ud800 alone, or bad bytes
+        skipped["bad_utf8_lines"] += 1
+        return
     if not text.strip():
         skipped["empty_documents"] += 1
         return
@@ -226,9 +229,6 @@ def _jsonl_texts(path: str, data: Data, skipped: Counter[str]) -> Iterator[str]:
             raise UserError(
                 f"{where}: not JSON ({error}); a .jsonl file holds one object a line"
             ) from None
-        if _SURROGATE.search(text):  # an escape such as \ud800 alone is not text
-            skipped["bad_utf8_lines"] += 1
-            continue
         yield text
 
 
@@ -242,7 +242,7 @@ def _text_of(record: Any, text_key: str, where: str) -> str:
         )
     text = record[text_key]
     if isinstance(text, bytes):
-        text = text.decode()
+        text = text.decode(errors="surrogateescape")
     if not isinstance(text, str | None):
         raise UserError(
             f"{where}: config.data.text_key={text_key!r} holds a "

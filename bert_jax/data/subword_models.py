@@ -9,7 +9,7 @@ import sentencepiece
 import tokenizers
 from numpy.typing import NDArray
 
-from bert_jax.data.word_cache import WordCache, is_local
+from bert_jax.data.word_cache import WordCache, batches, is_local
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _OTHERS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # RoBERTa's; ALBERT's in part
@@ -47,8 +47,11 @@ class Subwords:
         if self._cache:
             return self._cache.encode_batch(texts)
         plain = [" ".join(text.split()) for text in texts]
-        found = self._tokenizer.encode_batch_fast(plain, add_special_tokens=False)
-        return flatten([encoding.ids for encoding in found])
+        parts = []
+        for some in batches(plain):
+            found = self._tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            parts.append(flatten([encoding.ids for encoding in found]))
+        return join(parts)
 
     def encode_spans(self, texts: Sequence[str]) -> Spans:
         """Ids and (start, end) of each text, in characters."""
@@ -83,7 +86,12 @@ class Unigram:
         """As `TextTokenizer.encode_batch`."""
         # One thread: the callers spread whole blocks of text over processes.
         plain = [" ".join(text.split()) for text in texts]
-        return flatten(self._processor.encode(plain, num_threads=1))
+        return join(
+            [
+                flatten(self._processor.encode(some, num_threads=1))
+                for some in batches(plain)
+            ]
+        )
 
     def encode_spans(self, texts: Sequence[str]) -> Spans:
         """Ids and (start, end) of each text, in characters."""
@@ -206,6 +214,14 @@ def flatten(rows: list[list[int]]) -> Encoded:
     np.cumsum([len(row) for row in rows], out=offsets[1:])
     ids = np.fromiter((i for row in rows for i in row), np.int32, offsets[-1])
     return ids, offsets
+
+
+def join(parts: list[Encoded]) -> Encoded:
+    """Ids and offsets of texts from those of runs of them."""
+    sizes = np.cumsum([0, *(len(ids) for ids, _ in parts)])
+    ids = np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in parts)])
+    offsets = [ends[1:] + size for (_, ends), size in zip(parts, sizes, strict=False)]
+    return ids, np.concatenate([np.zeros(1, np.int64), *offsets])
 
 
 def read_vocabulary(file: Path) -> dict[str, int]:

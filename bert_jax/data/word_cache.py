@@ -8,13 +8,16 @@ across a space.
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
-_WORDS = 1 << 19  # distinct words kept, about 100 MB; then the cache starts anew
+# What the cache keeps, about 100 MB; beyond either bound it starts anew.
+_WORDS = 1 << 19  # distinct words
+_CHARACTERS = 1 << 23  # in all of them
+BATCH = 1 << 18  # [characters] that the library encodes at a time, at 100 bytes each
 _FIRST = "\n"  # marks a word that no space precedes; no word holds this character
 _LOCAL_NORMALIZERS = {
     "BertPreTokenizer": {"BertNormalizer", "Lowercase", "NFC", "NFD", "StripAccents"},
@@ -38,6 +41,18 @@ def is_local(tokenizer: tokenizers.Tokenizer) -> bool:
         and first.get("use_regex", True)
         and all(part["type"] in allowed for part in parts)
     )
+
+
+def batches(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Part texts into runs of about `BATCH` characters, or of one longer text."""
+    start = size = 0
+    for place, text in enumerate(texts):
+        size += len(text) + 8
+        if size > BATCH:
+            yield texts[start : place + 1]
+            start, size = place + 1, 0
+    if start < len(texts):
+        yield texts[start:]
 
 
 class _Slots(dict[str, int]):
@@ -66,6 +81,7 @@ class WordCache:
 
     def _clear(self) -> None:
         self._slots = _Slots()
+        self._characters = 0
         self._ids = np.zeros(0, np.int32)
         self._starts = np.zeros(1, np.int64)  # of each slot in _ids, and the end
 
@@ -73,7 +89,7 @@ class WordCache:
         self, texts: Sequence[str]
     ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
         """As `TextTokenizer.encode_batch`."""
-        if len(self._slots) > _WORDS:
+        if len(self._slots) > _WORDS or self._characters > _CHARACTERS:
             self._clear()
         rows = [text.split() for text in texts]
         if self._first:
@@ -95,10 +111,14 @@ class WordCache:
         words, self._slots.new = self._slots.new, []
         if self._byte_level:
             words = [word[1:] if word[0] == _FIRST else " " + word for word in words]
-        found = self._tokenizer.encode_batch_fast(words, add_special_tokens=False)
-        rows = [encoding.ids for encoding in found]
-        length = np.fromiter(map(len, rows), np.int64, len(rows))
-        flat = np.fromiter(itertools.chain.from_iterable(rows), np.int32, length.sum())
-        self._ids = np.concatenate([self._ids, flat])
-        ends = self._starts[-1] + np.cumsum(length)
+        ids, lengths = [self._ids], [np.zeros(0, np.int64)]
+        for some in batches(words):
+            found = self._tokenizer.encode_batch_fast(some, add_special_tokens=False)
+            rows = [encoding.ids for encoding in found]
+            self._characters += sum(map(len, some))
+            lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
+            flat = itertools.chain.from_iterable(rows)
+            ids.append(np.fromiter(flat, np.int32, lengths[-1].sum()))
+        self._ids = np.concatenate(ids)
+        ends = self._starts[-1] + np.cumsum(np.concatenate(lengths))
         self._starts = np.concatenate([self._starts, ends])
