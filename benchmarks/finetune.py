@@ -80,11 +80,12 @@ def prepare(folder: Path, config: Any) -> list[int]:
     from bert_jax import config as configs
     from bert_jax import initial
     from bert_jax.interop import huggingface
-    from bert_jax.run import assemble, settle
+    from bert_jax.resolve import resolve
+    from bert_jax.run import assemble
     from bert_jax.step import init_state
 
     (folder / "config.json").write_text(configs.to_json(config))
-    config, files = settle(initial.adopt(config))
+    config, files = resolve(config)
     assert files is not None
     run = assemble(config, "", lambda _: None, files)
     config = run.config

@@ -1,16 +1,18 @@
 """Weights to start from: a run's, or another program's."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+import re
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from bert_jax import config as configs
 from bert_jax import interop, remote, tree
 from bert_jax.checkpoint import Checkpoints
-from bert_jax.config import Config, Model, Tokenizer
+from bert_jax.config import Config, Model, TaskSettings, Tokenizer
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.sharding import replicated
@@ -38,10 +40,19 @@ def fit_vocabulary(config: Config, size: int) -> Config:
 
     Weights from elsewhere may have rows that no token uses; those keep them.
     """
-    if config.init or config.distill.teacher:
+    if config.sized_elsewhere:
         return config
     model = dataclasses.replace(config.model, vocab_size=size)
     return dataclasses.replace(config, model=model)
+
+
+def source(config: Config) -> tuple[str, bool]:
+    """Return the directory that `config.init` names, and whether to take its weights.
+
+    Of `none:DIR`, only the sizes and the tokenizer are taken.
+    """
+    none, _, directory = config.init.partition(":")
+    return (directory, False) if none == "none" else (config.init, True)
 
 
 def adopt(config: Config) -> Config:
@@ -52,9 +63,9 @@ def adopt(config: Config) -> Config:
     Raises:
       UserError: there is no model in that directory.
     """
-    none, _, model_of = config.init.partition(":")
-    if none == "none":
-        config = adopt(dataclasses.replace(config, init=model_of))
+    directory, taken = source(config)
+    if not taken:
+        config = adopt(dataclasses.replace(config, init=directory))
         alone = dataclasses.replace(config.distill, copy=False)
         return dataclasses.replace(config, init="", distill=alone)
     if config.init:
@@ -81,11 +92,29 @@ def describe(directory: str, field: str) -> tuple[Model, Tokenizer]:
     if not is_run(directory):
         model, settings, _ = interop.describe(directory)
         return model, settings
-    found = configs.load(str(Path(directory) / "config.json"))
+    found = configs.load(str(Path(directory) / "config.json"), stored=True)
+    found = as_trained(found, directory)
     path = str(Path(directory) / "tokenizer")
-    size = load_tokenizer(path, found.tokenizer).vocabulary().size
-    settings = dataclasses.replace(found.tokenizer, path=path)
-    return fit_vocabulary(found, size).model, settings
+    return found.model, dataclasses.replace(found.tokenizer, path=path)
+
+
+def as_trained(config: Config, directory: str | Path) -> Config:
+    """Return the config of a run as its parameters are, whatever else is still there.
+
+    The number of tokens is that of the run's own tokenizer, which also takes the place
+    of one from elsewhere.
+
+    Args:
+      config: config from the run's `config.json`, whose vocabulary size is the one
+        asked for where the run trained its tokenizer.
+      directory: run directory.
+    """
+    path = str(Path(directory) / "tokenizer")
+    if config.tokenizer.path:
+        own = dataclasses.replace(config.tokenizer, path=path)
+        config = dataclasses.replace(config, tokenizer=own)
+    size = load_tokenizer(path, config.tokenizer).vocabulary().size
+    return fit_vocabulary(config, size)
 
 
 def take(
@@ -124,7 +153,7 @@ def weights(config: Config, fresh: Any, note: Callable[[str], None]) -> Any:
 
     Returns:
       The same tree, with the same shardings. A head that the weights lack, or have
-      for other classes, keeps its random values.
+      for another task or other classes, keeps its random values.
 
     Raises:
       UserError: the encoder's weights are missing or of other shapes.
@@ -134,8 +163,13 @@ def weights(config: Config, fresh: Any, note: Callable[[str], None]) -> Any:
         where = f"config.init={config.init}"
         found = tree.flatten(restore(config.init, own, note, where))
         found = {n: a for n, a in found.items() if not n.startswith(f"{EXTRA}/")}
+        path = str(Path(config.init) / "config.json")
+        there = configs.load(path, stored=True)
+        task, pair = there.task, there.objective.pair
     else:
-        found = tree.flatten(interop.load(config.init).params)
+        source = interop.load(config.init)
+        found, task, pair = tree.flatten(source.params), source.task, source.pair
+    found, meant = _same_heads(config, found, task, pair)
     faults, kept = [], []
 
     def choose(name: str, leaf: Any) -> Any:
@@ -145,7 +179,8 @@ def weights(config: Config, fresh: Any, note: Callable[[str], None]) -> Any:
         if name.startswith(("embeddings/", "project/", "layers/", "norm/")):
             there = "missing" if value is None else list(value.shape)
             faults.append(f"{name}: {there} there, {list(leaf.shape)} in this run")
-        kept.append(name.split("/")[0])
+        part = name.split("/")[0]
+        kept.append(f"{part} ({meant[part]})" if part in meant else part)
         return leaf
 
     params = tree.map_named(choose, fresh)
@@ -154,6 +189,50 @@ def weights(config: Config, fresh: Any, note: Callable[[str], None]) -> Any:
         raise UserError(f"config.init={config.init} is another encoder:\n{lines}")
     note(f"weights of {config.init}" + (f"; random: {listed(kept)}" if kept else ""))
     return params
+
+
+def _same_heads(
+    config: Config, found: dict[str, Any], task: TaskSettings, pair: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the parameters without heads that predict something else.
+
+    Args:
+      config: config of the new run.
+      found: parameters of the weights, by name.
+      task: task that the weights were trained on.
+      pair: `objective.pair` of that training.
+
+    Returns:
+      The parameters, with the classes of a head in the order of this run, and by part
+      why it was left out.
+    """
+    meant, ours = {}, config.task
+    if ours.kind == "pretrain" and pair not in ("none", config.objective.pair):
+        meant["nsp"] = f"there for pair={pair}"
+    if ours.kind != task.kind:
+        meant["head"] = f"there for task.kind={task.kind}"
+    elif ours.labels != task.labels:
+        order = _order(ours.labels, task.labels)
+        if order:
+            found = {
+                name: value[..., np.array(order)] if name.startswith("head/") else value
+                for name, value in found.items()
+            }
+        else:
+            meant["head"] = f"there for the classes {listed(task.labels)}"
+    names = [n for n in found if n.split("/")[0] not in meant]
+    return {name: found[name] for name in names}, meant
+
+
+def _order(ours: Sequence[str], theirs: Sequence[str]) -> list[int]:
+    """Return the place of each of our classes among theirs; [] if the names differ.
+
+    Names that transformers gives, `LABEL_0` and so on, are those of the numbers.
+    """
+    if sorted(ours) != sorted(theirs):
+        theirs = [re.sub(r"^LABEL_(\d+)$", r"\1", name) for name in theirs]
+    same = sorted(ours) == sorted(theirs)
+    return [theirs.index(name) for name in ours] if same else []
 
 
 def listed(names: Iterable[str]) -> str:

@@ -19,7 +19,8 @@ from bert_jax.data.store import Store, open_store
 from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluate import HeldOut, held_out
-from bert_jax.initial import fit_vocabulary
+from bert_jax.initial import as_trained, fit_vocabulary
+from bert_jax.resolve import own_tokenizer
 from bert_jax.tasks import Task, frozen
 from bert_jax.tasks.classify import classify, untrained
 from bert_jax.tasks.distill import distill
@@ -98,25 +99,6 @@ def store_directory(config: Config, workdir: str) -> str:
     return config.data.store or str(remote.where(workdir, remote.STORE))
 
 
-def settle(
-    config: Config, read: Callable[..., labelled.Files] = labelled.read
-) -> tuple[Config, labelled.Files | None]:
-    """What labelled files decide of a run, before it begins, and the files.
-
-    Args:
-      config: of the run.
-      read: reads the files that `config.task` names.
-
-    Raises:
-      UserError: a file is missing or wrong.
-    """
-    if config.task.kind not in labelled.KINDS:
-        return config, None
-    files = read(config.task, encoding=config.data.encoding)
-    tokenizer = _tokenizer(config) if config.task.kind == "span" else None
-    return labelled.settle(config, files, tokenizer), files
-
-
 def assemble(
     config: Config,
     workdir: str,
@@ -127,10 +109,10 @@ def assemble(
     """Opens or prepares the data and builds the parts, checking them together.
 
     Args:
-      config: of the run, from `settle`.
+      config: of the run, from `resolve`.
       workdir: the run directory.
       note: is told what takes long.
-      files: from `settle`.
+      files: from `resolve`.
       teach: the run is to be trained, by `config.distill.teacher` if that is set.
 
     Returns:
@@ -189,15 +171,6 @@ def task_of(config: Config) -> Task:
     return classify(config.model, config.task)
 
 
-def _tokenizer(config: Config) -> TextTokenizer:
-    if not config.tokenizer.path:
-        raise UserError(
-            "config.tokenizer.path: not set; --config.init=DIR of a model brings its "
-            "tokenizer along, or name one to train a model from scratch"
-        )
-    return load_tokenizer(config.tokenizer.path, config.tokenizer)
-
-
 def _labelled(
     config: Config,
     mesh: Mesh,
@@ -205,8 +178,7 @@ def _labelled(
     note: Callable[[str], None],
     teach: bool,
 ) -> Run:
-    tokenizer = _tokenizer(config)
-    config = fit_vocabulary(config, tokenizer.vocabulary().size)
+    tokenizer = own_tokenizer(config)
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
     unit = shares * config.phases[0].accumulate
     data = labelled.Labelled(config, files, tokenizer, unit, note)
@@ -265,7 +237,12 @@ def claim(config: Config, workdir: str) -> None:
             return
         json.loads(path.read_text())
         # As this version reads it: an older one knew fewer fields.
-        old, new = (json.loads(t) for t in (to_json(load(str(path))), text))
+        there = load(str(path), stored=True)
+        if there.tokenizer.path and (Path(workdir) / "tokenizer").is_dir():
+            size = as_trained(there, workdir).model.vocab_size  # of an older version
+            model = dataclasses.replace(there.model, vocab_size=size)
+            there = dataclasses.replace(there, model=model)
+        old, new = (json.loads(t) for t in (to_json(there), text))
     except OSError as error:
         raise UserError(
             f"--workdir={workdir}: cannot be written ({error.strerror}); choose "

@@ -28,12 +28,13 @@ import numpy as np
 import xxhash
 
 from bert_jax import config as configs
-from bert_jax import initial, labelled, remote, teacher
+from bert_jax import initial, labelled, remote
 from bert_jax.config import Config, TaskSettings
 from bert_jax.data import prepare
 from bert_jax.errors import UserError
 from bert_jax.grid import Cell, Stage, Trial, for_stage, quote
-from bert_jax.run import claim, finished, settle, store_directory
+from bert_jax.resolve import resolve, with_weights
+from bert_jax.run import claim, finished, store_directory
 
 _TICK = 0.1  # [s] between two looks at the runs
 # Of pretraining, should be low; the first that there is counts.
@@ -184,7 +185,7 @@ def _check_stage(
     begin: Config | None,
     read: Callable[..., labelled.Files],
 ) -> Config:
-    """The config of a stage with the first seed, before it is settled.
+    """Return the config of a stage with the first seed, as given, not resolved.
 
     Args:
       runs: as for `check`.
@@ -203,27 +204,25 @@ def _check_stage(
     follows = stage is not runs.stages[0] and config.init == str(first)
     if follows:  # that run may not be there yet
         config = dataclasses.replace(config, init="")
-        coming = initial.inherit(config, begin.model) if begin else config
-        if faults := configs.problems(coming):
-            raise UserError("\n".join(faults))
+        coming = config
+        if begin:
+            coming = initial.inherit(config, with_weights(begin).model)
+            named = f"config.init={first}"
+            configs.check(coming, dict.fromkeys(initial.WEIGHTS_DECIDE, named))
         if config.task.kind in labelled.KINDS:
             files = read(config.task, encoding=config.data.encoding)
             labelled.settle(coming, files)
     else:
-        settle(_adopt(config), read)
+        resolve(config, read)
     store = store_directory(config, str(runs.directory(trials[0], stage)))
     if config.task.kind == "pretrain" and not remote.exists(store, remote.MANIFEST):
         prepare.recipe(config)
     for trial in trials:
         directory = runs.directory(trial, stage)
         if (directory / "config.json").exists():
-            settled, _ = settle(_adopt(runs.config(trial, stage)), read)
-            claim(settled, str(directory))
+            resolved, _ = resolve(runs.config(trial, stage), read)
+            claim(resolved, str(directory))
     return config
-
-
-def _adopt(config: Config) -> Config:
-    return teacher.adopt(initial.adopt(config))
 
 
 def script(commands: Sequence[Sequence[str]]) -> list[str]:

@@ -20,8 +20,25 @@ from bert_jax.initial import (
     is_run,
     listed,
     restore,
+    source,
     take,
 )
+
+
+def decides(config: Config) -> tuple[str, ...]:
+    """Return the fields of `config.model` that `distill.teacher` decides.
+
+    All sizes of a student that begins as some of its layers, else those of the
+    vocabulary. A student that is to have no segments has none of the teacher's.
+    """
+    directory, taken = source(config)
+    if not config.distill.teacher or (directory and taken):
+        return ()
+    names = WEIGHTS_DECIDE
+    if directory or not config.distill.copy:
+        names = ("vocab_size", "vocab_multiple")
+    left = () if config.model.segments else ("segments", "pooler")
+    return tuple(name for name in names if name not in left)
 
 
 def adopt(config: Config) -> Config:
@@ -42,10 +59,7 @@ def adopt(config: Config) -> Config:
     settings = config.distill
     model, tokenizer = describe(settings.teacher, "config.distill.teacher")
     copy = settings.copy and not config.init
-    names = ("vocab_size", "vocab_multiple") if not copy else WEIGHTS_DECIDE
-    if not config.model.segments:
-        names = [name for name in names if name not in ("segments", "pooler")]
-    config = take(config, model, tokenizer, () if config.init else names)
+    config = take(config, model, tokenizer, decides(config))
     if copy:
         count = len(settings.layers) or max(1, model.layers // 2)
         own = dataclasses.replace(config.model, layers=count)
@@ -141,7 +155,7 @@ def weights(config: Config, shapes: Any, note: Callable[[str], None]) -> Any:
     directory, own = config.distill.teacher, tree.flatten(shapes)
     where = f"config.distill.teacher={directory}"
     if is_run(directory):
-        task = configs.load(str(Path(directory) / "config.json")).task
+        task = configs.load(str(Path(directory) / "config.json"), stored=True).task
         _check_task(config.task, task, where, note)
         found = tree.flatten(restore(directory, own, note, where, best=True))
     else:

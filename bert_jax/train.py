@@ -37,7 +37,8 @@ from bert_jax.data import device
 from bert_jax.data.pipeline import iterate
 from bert_jax.errors import Stopped, UserError
 from bert_jax.model.attention import in_training
-from bert_jax.run import Run, assemble, claim, finished, settle
+from bert_jax.resolve import resolve
+from bert_jax.run import Run, assemble, claim, finished
 from bert_jax.watch import Watch
 
 _IN_FLIGHT = 2  # steps handed to the devices before their results are awaited
@@ -67,7 +68,7 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
             f"--workdir={workdir} holds an imported model, which is never changed; "
             f"train it in another one with --config.init={workdir}"
         )
-    config, files = settle(teacher.adopt(initial.adopt(config)))
+    config, files = resolve(config)
     distributed.agree(
         "start", {**tree.flatten({"config": asdict(config)}), **_versions()}
     )

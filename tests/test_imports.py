@@ -25,6 +25,7 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "checkpoint evaluate speed",
     "initial labelled",
     "teacher",
+    "resolve",
     "run curves",
     "train extract sweep report",
     "cli __main__",

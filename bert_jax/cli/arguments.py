@@ -130,7 +130,8 @@ def _load(
 ) -> config.Config | None:
     if path is None and not required and workdir is not None:
         saved = Path(workdir) / "config.json"
-        path = str(saved) if saved.is_file() else None
+        if saved.is_file():
+            return config.load(str(saved), overrides, stored=True)
     if path is not None:
         return config.load(path, overrides)
     if required:

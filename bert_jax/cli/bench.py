@@ -54,6 +54,10 @@ def main(argv: Sequence[str]) -> int:
         remote_workdir=False,
     )
     config, phase = args.config, args.phase
+    if config.sized_elsewhere:
+        from bert_jax.resolve import with_weights
+
+        config = with_weights(config)
     if not 0 <= phase < len(config.phases):
         raise UserError(f"--phase={phase}: the config has {len(config.phases)}")
     for flag, what in (("profile", "step"), ("batches", "sweep"), ("lengths", "sweep")):

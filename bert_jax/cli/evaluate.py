@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import tempfile
 from collections.abc import Sequence
 
 from bert_jax.cli.arguments import parse
@@ -14,7 +15,8 @@ def main(argv: Sequence[str]) -> int:
     """Prints the held-out metrics of a run's newest checkpoint."""
     args = parse(
         argv,
-        "Score the newest checkpoint of a run on its held-out text.",
+        "Score the newest checkpoint of a run on its held-out text, or on all "
+        "documents of another text, named by --config.data.source.",
         EXAMPLE,
         _options,
         config_required=False,
@@ -28,14 +30,15 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax.sharding import batch_sharding
     from bert_jax.step import make_eval_step, make_score_step
 
-    run, step, params = restore(args)
-    # Of those that are there, as the objective may be another one than in training.
-    needed = jax.eval_shape(run.task.init, jax.random.key(0))
-    params = {part: params[part] for part in needed}
-    data = run.data.held_out(len(run.config.phases) - 1)
-    steps = make_eval_step(run.task, run.mesh), make_score_step(run.task, run.mesh)
-    place = batch_sharding(run.mesh)
-    scores = evaluate.evaluate(run.task, *steps, params, data, place)
+    with tempfile.TemporaryDirectory(prefix="bert-jax-") as scratch:
+        run, step, params = restore(args, scratch)
+        # Of those that are there, as the objective may be another than in training.
+        needed = jax.eval_shape(run.task.init, jax.random.key(0))
+        params = {part: params[part] for part in needed}
+        data = run.data.held_out(len(run.config.phases) - 1)
+        steps = make_eval_step(run.task, run.mesh), make_score_step(run.task, run.mesh)
+        place = batch_sharding(run.mesh)
+        scores = evaluate.evaluate(run.task, *steps, params, data, place)
     result = {"step": step, **scores, **data.facts}
     if args.json:
         print(json.dumps(result))

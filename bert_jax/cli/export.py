@@ -34,14 +34,12 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax import remote, sharding
     from bert_jax.cli.restore import parameters
     from bert_jax.data.tokenizer import load_tokenizer
-    from bert_jax.initial import fit_vocabulary
     from bert_jax.interop import huggingface
     from bert_jax.interop.card import card
     from bert_jax.run import store_directory
 
     workdir = Path(args.workdir)
     tokenizer = load_tokenizer(workdir / "tokenizer", config.tokenizer)
-    config = fit_vocabulary(config, tokenizer.vocabulary().size)
     mesh = sharding.make_mesh(configs.Mesh(1, 1, 1), jax.devices()[:1])
     best = "eval_score" if config.task.score else None
     step, params = parameters(args.workdir, lambda rng: {}, mesh, best)

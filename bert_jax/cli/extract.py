@@ -66,7 +66,6 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax.config import Mesh
     from bert_jax.data.tokenizer import load_tokenizer
     from bert_jax.extract import Encoder, Job, extract, select
-    from bert_jax.initial import fit_vocabulary
     from bert_jax.model import Bert
 
     config = require(args)
@@ -81,7 +80,7 @@ def main(argv: Sequence[str]) -> int:
         raise UserError(f"--output={output}: must end in {' or '.join(SUFFIXES)}")
     select(args.layers, config.model.layers)
     tokenizer = load_tokenizer(Path(args.workdir) / "tokenizer", config.tokenizer)
-    model = fit_vocabulary(config, tokenizer.vocabulary().size).model
+    model = config.model
     mesh = sharding.make_mesh(Mesh(), jax.devices())
     bert = Bert(model)
 

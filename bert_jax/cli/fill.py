@@ -49,12 +49,10 @@ def _fill(
     from bert_jax import sharding
     from bert_jax.cli.restore import parameters
     from bert_jax.config import Mesh, Objective
-    from bert_jax.initial import fit_vocabulary
     from bert_jax.tasks.pretrain import pretrain
 
     vocabulary = tokenizer.vocabulary()
     batch = _batch(tokenizer, text, config)
-    config = fit_vocabulary(config, vocabulary.size)
     # Masked tokens alone: a model that has no other head can fill in, too.
     kind, size = config.objective.kind, config.objective.generator_size
     if kind == "ltr":

@@ -89,6 +89,10 @@ def _plans(
 
     if not names:
         use_all_cores()
+    if config.sized_elsewhere:
+        from bert_jax.resolve import with_weights
+
+        config = with_weights(config)
     places = [topology.named(name) for name in names] or [topology.local()]
     for place in places:
         for mesh in meshes:

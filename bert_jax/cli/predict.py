@@ -136,7 +136,6 @@ def _predict(
     from bert_jax.cli.restore import parameters
     from bert_jax.data import device
     from bert_jax.data.tokenizer import load_tokenizer
-    from bert_jax.initial import fit_vocabulary
     from bert_jax.run import task_of
     from bert_jax.step import make_predict_step
 
@@ -146,7 +145,6 @@ def _predict(
             "fine-tune one with configs/glue.py"
         )
     tokenizer = load_tokenizer(Path(workdir) / "tokenizer", config.tokenizer)
-    config = fit_vocabulary(config, tokenizer.vocabulary().size)
     mesh = sharding.make_mesh(config.mesh)
     task = task_of(config)
     _, params = parameters(workdir, task.init, mesh, task.best)

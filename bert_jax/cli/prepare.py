@@ -30,7 +30,12 @@ def main(argv: list[str]) -> int:
         workers = args.num_workers
     if workers < 0:
         raise UserError(f"--num-workers={workers}: must not be below 0; 0 is all cores")
-    manifest = prepare_store(args.config, directory, workers, _Reporter())
+    config = args.config
+    if config.sized_elsewhere:
+        from bert_jax.resolve import with_weights
+
+        config = with_weights(config)
+    manifest = prepare_store(config, directory, workers, _Reporter())
     result = {**manifest, "store": directory, "megabytes_per_second": _speed(manifest)}
     print(_summary(result))
     if args.json:

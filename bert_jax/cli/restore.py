@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -9,26 +10,32 @@ from typing import Any
 
 import jax
 
+from bert_jax import config as configs
 from bert_jax import labelled, remote, sharding, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Mesh
 from bert_jax.errors import UserError
-from bert_jax.run import Run, assemble
+from bert_jax.initial import as_trained
+from bert_jax.resolve import resolve
+from bert_jax.run import Run, assemble, store_directory
 from bert_jax.tasks.distill import EXTRA
 
+_ALL = math.nextafter(1, 0)  # `data.eval_share` of text that is only scored on
 
-def restore(args: argparse.Namespace) -> tuple[Run, int, Any]:
-    """The run in `--workdir`, the step of its newest checkpoint, its parameters.
+
+def restore(args: argparse.Namespace, scratch: str) -> tuple[Run, int, Any]:
+    """Return the run in `--workdir`, the step of a checkpoint, and its parameters.
+
+    Args:
+      args: arguments of the command.
+      scratch: empty directory, for the store of text that the run does not have.
 
     Raises:
-      UserError: there is no run, or no checkpoint in it.
+      UserError: there is no run, no checkpoint in it, or no text to score on.
     """
     config = require(args)
-    if config.tokenizer.path:
-        # The run's own copy: the model that it began as may be gone.
-        path = str(Path(args.workdir) / "tokenizer")
-        tokenizer = dataclasses.replace(config.tokenizer, path=path)
-        config = dataclasses.replace(config, tokenizer=tokenizer)
+    if config.task.kind == "pretrain":
+        config = _with_text(args, config, scratch)
     files = None
     if config.task.kind in labelled.KINDS:
         encoding = config.data.encoding
@@ -39,8 +46,37 @@ def restore(args: argparse.Namespace) -> tuple[Run, int, Any]:
     return run, step, params
 
 
+def _with_text(args: argparse.Namespace, config: Config, scratch: str) -> Config:
+    """Return the config with the store to score on; nothing is written to the run.
+
+    It is the run's own store, or of `--config.data.source` if that names other text:
+    then all of its documents are scored on.
+    """
+    given = any(text.startswith("data.source=") for text in args.overrides)
+    there = remote.exists(store_directory(config, args.workdir), remote.MANIFEST)
+    own = configs.load(str(Path(args.workdir) / "config.json"), stored=True)
+    if there and not (given and config.data.source != own.data.source):
+        return config
+    if not given:
+        raise UserError(
+            f"--workdir={args.workdir}: has no text to score the model on; name some "
+            "with --config.data.source=FILE"
+        )
+    store = str(Path(scratch) / "store")
+    data = dataclasses.replace(config.data, store=store, eval_share=_ALL)
+    path = str(Path(args.workdir) / "tokenizer")
+    tokenizer = dataclasses.replace(config.tokenizer, path=path)
+    return dataclasses.replace(config, data=data, tokenizer=tokenizer)
+
+
 def require(args: argparse.Namespace) -> Config:
-    """The config of the run in `--workdir`, to be used on all local devices."""
+    """Return the config of the run in `--workdir`, to be used on all local devices.
+
+    Its sizes are those of the parameters, and its tokenizer is the run's own.
+
+    Raises:
+      UserError: there is no run.
+    """
     if not args.workdir:
         raise UserError("--workdir=DIR is missing: the directory of a run")
     place = remote.where(args.workdir, remote.CHECKPOINTS)
@@ -49,9 +85,13 @@ def require(args: argparse.Namespace) -> Config:
             f"--workdir={place.parent} holds no run; train one with bert-jax train, or "
             "import one with bert-jax import"
         )
-    phases = [p.batch for p in args.config.phases]
+    config = args.config
+    if args.config_file:  # another one than the run's own, which is resolved
+        config, _ = resolve(config)
+    config = as_trained(config, args.workdir)
+    phases = [p.batch for p in config.phases]
     mesh = Mesh() if all(b % jax.device_count() == 0 for b in phases) else Mesh(1, 1, 1)
-    return dataclasses.replace(args.config, mesh=mesh)
+    return dataclasses.replace(config, mesh=mesh)
 
 
 def _warn(text: str) -> None:

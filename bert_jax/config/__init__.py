@@ -1,6 +1,6 @@
 """Run configuration: frozen dataclasses behind a ConfigDict front door."""
 
-from bert_jax.config.load import freeze, load, to_config_dict, to_json
+from bert_jax.config.load import check, freeze, load, to_config_dict, to_json
 from bert_jax.config.schema import (
     Config,
     Data,
@@ -26,6 +26,7 @@ __all__ = [
     "Phase",
     "TaskSettings",
     "Tokenizer",
+    "check",
     "freeze",
     "load",
     "problems",

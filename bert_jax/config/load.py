@@ -9,7 +9,7 @@ import re
 import sys
 import traceback
 import typing
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -39,24 +39,30 @@ def to_json(config: Config) -> str:
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Read a config, apply the overrides and check all rules.
+def load(path: str, overrides: Sequence[str] = (), stored: bool = False) -> Config:
+    """Read a config file, apply overrides, check names, types and rules.
 
     Args:
       path: name of a preset, such as `bert_base`, or path of a Python file that
         defines `get_config(arg)`, both with `:arg` or without; or path of the
         `config.json` of a run.
       overrides: `a.b=value` texts, phases by index: `phases[0].length=64`.
+      stored: whether this is the config of a run that exists. Its own values are
+        accepted, whatever the rules of this version; those of overrides are not.
 
     Returns:
-      The frozen config.
+      The frozen config. Where weights decide its sizes (`init`, `distill.teacher`), the
+      rules are left to `bert_jax.resolve`, which knows these sizes.
 
     Raises:
       UserError: no such file or preset, no such field, or broken rules (all listed).
     """
-    file, arg = shipped.find(path, "--config", "configs", ".py")
+    file, arg = path, ""  # of a run: its directory may have any name
+    if not stored:
+        file, arg = shipped.find(path, "--config", "configs", ".py")
     read = _read_json if file.endswith(".json") else _run_python
     config = read(file, arg)
+    own = problems(freeze(config)) if stored else ()
     faults = []
     for text in overrides:
         try:
@@ -65,7 +71,30 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
             faults.append(str(error))
     if faults:
         raise UserError("\n".join(faults))
-    return freeze(config)
+    frozen = freeze(config)
+    if stored or not frozen.sized_elsewhere:
+        check(frozen, known=own)
+    return frozen
+
+
+def check(
+    config: Config,
+    decided: Mapping[str, str] | None = None,
+    known: Collection[str] = (),
+) -> None:
+    """Refuse a config that breaks rules.
+
+    Args:
+      config: resolved config.
+      decided: fields of `config.model` that weights decide, see `problems`.
+      known: messages of broken rules to accept.
+
+    Raises:
+      UserError: with every other broken rule.
+    """
+    if faults := [f for f in problems(config, decided) if f not in known]:
+        lines = "\n".join(f"  {fault}" for fault in faults)
+        raise UserError(f"the config has these faults:\n{lines}")
 
 
 def _read_json(file: str, arg: str) -> ConfigDict:
@@ -181,15 +210,13 @@ def _parse(raw: str, current, path: str):
 
 
 def freeze(config: ConfigDict) -> Config:
-    """Turns a ConfigDict into the frozen Config that the rest of the code sees.
+    """Turn a ConfigDict into the frozen Config that the rest of the code sees.
 
     Raises:
-      UserError: listing every unknown field, wrong type and broken rule.
+      UserError: listing every unknown field and wrong type.
     """
     faults: list[str] = []
     frozen = _build(Config, config, "config", faults)
-    if not faults:
-        faults = problems(frozen)
     if faults:
         lines = "\n".join(f"  {fault}" for fault in faults)
         raise UserError(f"the config has these faults:\n{lines}")

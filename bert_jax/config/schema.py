@@ -208,6 +208,11 @@ class Config:
     phases: tuple[Phase, ...] = (Phase(),)
     mesh: Mesh = Mesh()
 
+    @property
+    def sized_elsewhere(self) -> bool:
+        """Whether weights from elsewhere decide sizes and tokenizer."""
+        return bool(self.init or self.distill.teacher)
+
     def phase_starts(self) -> tuple[int, ...]:
         """First step of each phase, then the end of the run. [steps]"""
         total, starts = 0.0, []

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from bert_jax.config.schema import Config
@@ -68,12 +69,19 @@ _SHARES = (
 ).split()
 
 
-def problems(config: Config) -> list[str]:
-    """Every broken rule as "config.path=value: remedy"; empty when all hold."""
-    faults = _range_problems(config) + _group_problems(config)
-    faults += _objective_problems(config) + _tuning_problems(config)
-    faults += _teaching_problems(config)
-    return faults + _phase_problems(config) + _mesh_problems(config)
+def problems(config: Config, decided: Mapping[str, str] | None = None) -> list[str]:
+    """Return every broken rule as "config.path=value: remedy"; empty if all hold.
+
+    Args:
+      config: resolved config; before that, the rules would judge other sizes.
+      decided: fields of `config.model` that weights decide -> the setting that names
+        the weights, such as `config.init=DIR`. No remedy proposes to change them.
+    """
+    decided = decided or {}
+    faults = _range_problems(config) + _group_problems(config, decided)
+    faults += _objective_problems(config, decided) + _tuning_problems(config)
+    faults += _teaching_problems(config) + _phase_problems(config, decided)
+    return faults + _mesh_problems(config)
 
 
 def _get(config: Config, path: str) -> Any:
@@ -97,7 +105,7 @@ def _range_problems(config: Config) -> list[str]:
     return _faults(config, remedies)
 
 
-def _group_problems(config: Config) -> list[str]:
+def _group_problems(config: Config, decided: Mapping[str, str]) -> list[str]:
     data, model = config.data, config.model
     remedies = {}
     if not data.source:
@@ -117,7 +125,7 @@ def _group_problems(config: Config) -> list[str]:
     if model.attention in ("cudnn", "splash") and model.attention_dropout:
         path = "model.attention_dropout"
         remedies[path] = f"must be 0 with config.model.attention={model.attention}"
-    return _faults(config, remedies | _layer_problems(config))
+    return _faults(config, remedies | _layer_problems(config, decided))
 
 
 def _is_text_encoding(name: str) -> bool:
@@ -127,8 +135,8 @@ def _is_text_encoding(name: str) -> bool:
         return False
 
 
-def _layer_problems(config: Config) -> dict[str, str]:
-    model, remedies = config.model, {}
+def _layer_problems(config: Config, decided: Mapping[str, str]) -> dict[str, str]:
+    model, optim, remedies = config.model, config.optim, {}
     attends = model.mixer.endswith("attention")
     if model.position == "rope" and not attends:
         remedies["model.position"] = (
@@ -141,25 +149,37 @@ def _layer_problems(config: Config) -> dict[str, str]:
         remedies["model.window"] = (
             "must be even, half of it for each side, and without attention 0"
         )
+    if optim.freeze_layers > model.layers:
+        remedies["optim.freeze_layers"] = f"the model has {model.layers} layers"
     if model.layer_groups > 0:
-        optim = config.optim
         if model.layers % model.layer_groups:
             path = "model.layer_groups"
             remedies[path] = f"must divide config.model.layers={model.layers}"
-        if optim.layer_decay != 1 or optim.freeze_layers:
-            path = "optim.layer_decay" if optim.layer_decay != 1 else ""
-            path = path or "optim.freeze_layers"
-            remedies[path] = "needs layers that share nothing: model.layer_groups=0"
+        instead = (
+            "" if "layer_groups" in decided else ", or config.model.layer_groups=0"
+        )
+        for name, off in (("layer_decay", 1), ("freeze_layers", 0)):
+            if getattr(optim, name) != off:
+                remedies[f"optim.{name}"] = (
+                    "layers that share their parameters cannot be told apart; set "
+                    f"--config.optim.{name}={off}{instead}"
+                )
     return remedies
 
 
-def _objective_problems(config: Config) -> list[str]:
+def _objective_problems(config: Config, decided: Mapping[str, str]) -> list[str]:
     objective, remedies = config.objective, {}
     inputs = ("segment_pair", "sentence_pair")
     if objective.pair == "none":
         inputs = ("doc_sentences", "full_sentences")
-    elif config.model.segments < 2:
-        remedies["model.segments"] = "sentence pairs need 2 segments"
+    elif config.model.segments < 2 and config.task.kind == "pretrain":
+        count = f"has config.model.segments={config.model.segments}"
+        instead = " or config.model.segments=2"
+        remedies["objective.pair"] = (
+            f"sentence pairs need 2 segments, but the model{_of(decided, 'segments')} "
+            f"{count}; set --config.objective.pair=none"
+            f"{'' if 'segments' in decided else instead}"
+        )
     if objective.input not in ("auto", *inputs):
         remedies["objective.input"] = (
             f"with config.objective.pair={objective.pair} choose one of auto, "
@@ -167,7 +187,7 @@ def _objective_problems(config: Config) -> list[str]:
         )
     if objective.span_boundary and objective.masking != "span":
         remedies["objective.span_boundary"] = "needs config.objective.masking=span"
-    remedies |= _kind_problems(config)
+    remedies |= _kind_problems(config, decided)
     shares = objective.mask_token_share, objective.random_token_share
     for name, share in zip(("mask", "random"), shares, strict=True):
         if not 0 <= share <= 1:
@@ -179,7 +199,7 @@ def _objective_problems(config: Config) -> list[str]:
     return _faults(config, remedies)
 
 
-def _kind_problems(config: Config) -> dict[str, str]:
+def _kind_problems(config: Config, decided: Mapping[str, str]) -> dict[str, str]:
     """What masked, next and replaced tokens ask of the rest."""
     objective, model, remedies = config.objective, config.model, {}
     causal = model.mixer == "causal_attention"
@@ -188,6 +208,11 @@ def _kind_problems(config: Config) -> dict[str, str]:
     if objective.kind == "ltr" and not causal:
         path = "objective.kind"
         remedies[path] = "next tokens need config.model.mixer=causal_attention"
+        if "mixer" in decided:
+            remedies[path] += (
+                f", but the model{_of(decided, 'mixer')} has {model.mixer}; set "
+                "--config.objective.kind=mlm"
+            )
     elif causal and objective.kind != "ltr":
         path = "model.mixer"
         remedies[path] = "sees no token to the right: needs config.objective.kind=ltr"
@@ -255,6 +280,11 @@ def _teaching_problems(config: Config) -> list[str]:
     return _faults(config, remedies)
 
 
+def _of(decided: Mapping[str, str], name: str) -> str:
+    """Return " of SETTING" for a field of the model that weights decide, else ""."""
+    return f" of {decided[name]}" if name in decided else ""
+
+
 def _faults(config: Config, remedies: dict[str, str]) -> list[str]:
     return [
         f"config.{path}={_get(config, path)!r}: {remedy}"
@@ -262,8 +292,8 @@ def _faults(config: Config, remedies: dict[str, str]) -> list[str]:
     ]
 
 
-def _phase_problems(config: Config) -> list[str]:
-    faults = []
+def _phase_problems(config: Config, decided: Mapping[str, str]) -> list[str]:
+    faults, limit = [], config.model.positions
     if not config.phases:
         return ["config.phases: at least one phase is needed"]
     if not math.isclose(sum(p.share for p in config.phases), 1.0, abs_tol=1e-6):
@@ -271,11 +301,14 @@ def _phase_problems(config: Config) -> list[str]:
         faults.append(f"config.phases[...].share: {shares} must add up to 1")
     for i, phase in enumerate(config.phases):
         where = f"config.phases[{i}]"
-        if not 8 <= phase.length <= config.model.positions:
-            limit = config.model.positions
+        if phase.length < 8:
+            faults.append(f"{where}.length={phase.length}: must be at least 8")
+        elif phase.length > limit:
+            instead = "" if "positions" in decided else " or a larger positions"
             faults.append(
-                f"{where}.length={phase.length}: must lie between 8 and "
-                f"config.model.positions={limit}"
+                f"{where}.length={phase.length}: longer than config.model.positions="
+                f"{limit}{_of(decided, 'positions')}; set "
+                f"'--config.phases[{i}].length={limit}'{instead}"
             )
         if phase.batch < 1 or phase.accumulate < 1 or phase.batch % phase.accumulate:
             faults.append(

@@ -285,4 +285,4 @@ def test_every_rule_names_its_field(edit):
     zero = ["distill.hard=0", "distill.cosine=0", "distill.teacher=t"]
     zero += ["task.kind=tag"] * ("task" in edit)
     with pytest.raises(UserError, match=f"config.{edit.partition('=')[0]}"):
-        configs.load(DISTILBERT, [*zero, edit])
+        configs.check(configs.load(DISTILBERT, [*zero, edit]))
