@@ -21,6 +21,7 @@ from bert_jax.data.sentences import split
 from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from bert_jax.errors import UserError
 
+_VERSION = 2  # of the parts' content; others are not reused
 _BLOCK = 4_000_000  # [characters] of text in a part
 _PENDING = 2  # blocks a worker that may wait, each some 10 MB in two processes
 
@@ -43,7 +44,7 @@ class Encoder:
         self._tokenizer = load_tokenizer(partial / "tokenizer", config.tokenizer)
         self._directory, self._dtype = partial, dtype
         self._language = config.data.language
-        digest = xxhash.xxh3_64(f"{dtype} {self._language}".encode())
+        digest = xxhash.xxh3_64(f"{_VERSION} {dtype} {self._language}".encode())
         for file in sorted((partial / "tokenizer").iterdir()):
             digest.update(file.read_bytes())
         self._seed = digest.intdigest()
@@ -91,13 +92,14 @@ def encode(
       `tokens` int32 [T]; `sentences` int64 [S] and `documents` int64 [D], where each
       ends; `whole` bool [len(raw)], False for documents left out as without tokens.
     """
-    texts: list[str] = []
-    ends = []
+    lines: list[list[str]] = []  # each whole, as its sentences
+    ends, count = [], 0
     for document in raw:
         for line in document.decode().split("\n"):
-            texts += split(language, line)
-        ends.append(len(texts))
-    ids, offsets = tokenizer.encode_batch(texts)
+            lines.append(split(language, line))
+            count += len(lines[-1])
+        ends.append(count)
+    ids, offsets = tokenizer.encode_parts(lines)
     kept = np.diff(offsets) > 0
     before = np.concatenate([[0], np.cumsum(kept)])[[0, *ends]]
     whole = np.diff(before) > 0

@@ -16,6 +16,7 @@ class Layout(NamedTuple):
     """What masking must know of a batch besides its tokens."""
 
     fixed: NDArray[np.bool_]  # [B, L] special tokens and padding
+    opens: NDArray[np.bool_]  # [B, L] first tokens of sentences
     size: NDArray[np.int64]  # [B, E] tokens of each example, special ones included
     free: NDArray[np.int64]  # [B, E] tokens of each example that may be masked
 
@@ -52,6 +53,12 @@ def build(
     where = np.repeat(source.ravel() - begin, flat)
     where += ramp
     token = np.take(store.tokens, where, mode="clip").astype(np.int32)
+
+    opens = np.zeros(rows * length, bool)
+    for piece in range(1, pieces, 2):  # those of text
+        span = np.arange(count.size).reshape(count.shape)[:, piece:-1:pieces].ravel()
+        number, place = _sentence_starts(store, source.ravel()[span], flat[span])
+        opens[begin[span[number]] + place] = True
 
     grid = begin.reshape(count.shape)
     vocabulary = store.vocabulary
@@ -104,7 +111,27 @@ def build(
     free, size = examples.first_length + examples.second_length, size[:, :-1]
     if objective.input == "full_sentences":
         free, size = free.sum(1, keepdims=True), size.sum(1, keepdims=True)
-    return batch, Layout(fixed.reshape(shape), size, free)
+    return batch, Layout(fixed.reshape(shape), opens.reshape(shape), size, free)
+
+
+def _sentence_starts(
+    store: Store, source: NDArray[np.int64], size: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Sentences that begin in spans of the store.
+
+    Args:
+      store: the tokenised corpus.
+      source: [N] first token of each span.
+      size: [N] tokens.
+
+    Returns:
+      For each such sentence the number of its span, and the tokens before it there.
+    """
+    low, high = np.searchsorted(store.sentences, [source, source + size])
+    span = np.repeat(np.arange(len(source)), high - low)
+    before = np.cumsum(high - low) - (high - low)
+    sentence = np.arange(len(span)) + (low - before)[span]
+    return span, store.sentences[sentence] - source[span]
 
 
 def _piece_lengths(

@@ -158,7 +158,7 @@ def _choose_tokens(
 
 def _words(layout: Layout, continues: NDArray[np.bool_]) -> Words:
     rows, length = continues.shape
-    opens = ~continues | layout.fixed
+    opens = ~continues | layout.fixed | layout.opens
     opens[:, 1:] |= layout.fixed[:, :-1]
     opens[:, 0] = True
     start = np.maximum.accumulate(np.where(opens, np.arange(length), 0), axis=1)

@@ -4,18 +4,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import sentencepiece
 import tokenizers
-from numpy.typing import NDArray
 
-from bert_jax.data.word_cache import WordCache, batches, is_local
+from bert_jax.data.word_cache import (
+    Encoded,
+    WordCache,
+    batches,
+    divide,
+    flatten,
+    is_local,
+    join,
+)
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _OTHERS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # RoBERTa's; ALBERT's in part
 SPACE = "\u2581"  # starts a word in the vocabularies of BPE and Unigram
 
-Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]
 Spans = list[tuple[list[int], list[tuple[int, int]]]]
 
 
@@ -42,16 +47,16 @@ class Subwords:
         self.separators = max(1, tokenizer.num_special_tokens_to_add(True) - 2)
         self._cache = WordCache(tokenizer) if is_local(tokenizer) else None
 
-    def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        """As `TextTokenizer.encode_batch`."""
+    def encode_parts(self, texts: Sequence[Sequence[str]]) -> Encoded:
+        """As `TextTokenizer.encode_parts`."""
         if self._cache:
-            return self._cache.encode_batch(texts)
-        plain = [" ".join(text.split()) for text in texts]
-        parts = []
-        for some in batches(plain):
-            found = self._tokenizer.encode_batch_fast(some, add_special_tokens=False)
-            parts.append(flatten([encoding.ids for encoding in found]))
-        return join(parts)
+            return self._cache.encode_parts(texts)
+        return _encode_parts(self, texts)
+
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, whose spaces are single."""
+        found = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [encoding.ids for encoding in found]
 
     def encode_spans(self, texts: Sequence[str]) -> Spans:
         """Ids and (start, end) of each text, in characters."""
@@ -82,16 +87,14 @@ class Unigram:
         self.tokens = [self._processor.id_to_piece(index) for index in range(count)]
         self.special = special_of(self.tokens)
 
-    def encode_batch(self, texts: Sequence[str]) -> Encoded:
-        """As `TextTokenizer.encode_batch`."""
+    def encode_parts(self, texts: Sequence[Sequence[str]]) -> Encoded:
+        """As `TextTokenizer.encode_parts`."""
+        return _encode_parts(self, texts)
+
+    def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
+        """Ids of each text, whose spaces are single."""
         # One thread: the callers spread whole blocks of text over processes.
-        plain = [" ".join(text.split()) for text in texts]
-        return join(
-            [
-                flatten(self._processor.encode(some, num_threads=1))
-                for some in batches(plain)
-            ]
-        )
+        return self._processor.encode(list(texts), num_threads=1)
 
     def encode_spans(self, texts: Sequence[str]) -> Spans:
         """Ids and (start, end) of each text, in characters."""
@@ -109,6 +112,44 @@ class Unigram:
         """Writes the files that `load_tokenizer` reads."""
         (directory / "tokenizer.model").write_bytes(self._model)
         save(as_fast_unigram(self._model, self.tokens), self.tokens, directory)
+
+
+def _encode_parts(
+    backend: Subwords | Unigram, texts: Sequence[Sequence[str]]
+) -> Encoded:
+    """Whole texts through the library; offsets are found only where one is cut."""
+    made = [_collapse(parts) for parts in texts if parts]
+    waiting, encoded = iter(borders for _, borders in made), []
+    for some in batches([text for text, _ in made]):
+        borders = [next(waiting) for _ in some]
+        rows: list[list[list[int]]] = [[] for _ in some]
+        single = [i for i, places in enumerate(borders) if not places]
+        several = [i for i, places in enumerate(borders) if places]
+        ids = backend.encode_plain([some[i] for i in single])
+        for i, row in zip(single, ids, strict=True):
+            rows[i] = [row]
+        found = backend.encode_spans([some[i] for i in several])
+        for i, (row, spans) in zip(several, found, strict=True):
+            rows[i] = divide(some[i], row, spans, borders[i])
+        encoded.append(flatten([part for row in rows for part in row]))
+    return join(encoded)
+
+
+def _collapse(parts: Sequence[str]) -> tuple[str, list[int]]:
+    """The text with single spaces, and the borders of its parts in it."""
+    text, size, borders, space = [], 0, [], False
+    for part in parts:
+        words = part.split()
+        space = space or part[:1].isspace()
+        if words:
+            if space and size:
+                text.append(" ")
+                size += 1
+            text.append(" ".join(words))
+            space = part[-1].isspace()
+        borders.append(size)
+        size += len(text[-1]) if words else 0
+    return "".join(text), borders[1:]
 
 
 def as_fast_unigram(
@@ -206,22 +247,6 @@ def save(
     tokenizer.add_special_tokens([added])
     _frame(tokenizer, names, separators)
     tokenizer.save(str(directory / "tokenizer.json"))
-
-
-def flatten(rows: list[list[int]]) -> Encoded:
-    """Lists of ids as one int32 array and int64 offsets."""
-    offsets = np.zeros(len(rows) + 1, np.int64)
-    np.cumsum([len(row) for row in rows], out=offsets[1:])
-    ids = np.fromiter((i for row in rows for i in row), np.int32, offsets[-1])
-    return ids, offsets
-
-
-def join(parts: list[Encoded]) -> Encoded:
-    """Ids and offsets of texts from those of runs of them."""
-    sizes = np.cumsum([0, *(len(ids) for ids, _ in parts)])
-    ids = np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in parts)])
-    offsets = [ends[1:] + size for (_, ends), size in zip(parts, sizes, strict=False)]
-    return ids, np.concatenate([np.zeros(1, np.int64), *offsets])
 
 
 def read_vocabulary(file: Path) -> dict[str, int]:

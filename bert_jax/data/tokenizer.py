@@ -19,15 +19,14 @@ from bert_jax import config
 from bert_jax.data.subword_models import (
     SPACE,
     SPECIAL,
-    Encoded,
     Subwords,
     Unigram,
     albert,
     byte_bpe,
-    flatten,
     read_vocabulary,
     word_piece,
 )
+from bert_jax.data.word_cache import Encoded, flatten, skip_space
 from bert_jax.errors import UserError
 
 # Files of each kind that a directory may hold; the first is taken.
@@ -80,7 +79,20 @@ class TextTokenizer:
         Returns:
           All ids in one int32 array [T], and int64 offsets [len(texts) + 1] into it.
         """
-        return self._backend.encode_batch(texts)
+        return self.encode_parts([[text] for text in texts])
+
+    def encode_parts(self, texts: Sequence[Sequence[str]]) -> Encoded:
+        """Encodes whole texts, and finds the tokens of their parts.
+
+        Args:
+          texts: each a list of parts, any Unicode strings, which make up the text
+            without anything between them.
+
+        Returns:
+          The ids of the whole texts in one int32 array [T], and int64 offsets
+          [parts + 1] into it. A token that two parts share belongs to the first.
+        """
+        return self._backend.encode_parts(texts)
 
     def encode_spans(
         self, texts: Sequence[str]
@@ -100,7 +112,7 @@ class TextTokenizer:
         spans = [
             (int(place[a]), int(place[b - 1]) + 1 if b > a else int(place[a]))
             for (_, found), text, place in zip(rows, plain, places, strict=True)
-            for a, b in (_trim(text, *span) for span in found)
+            for a, b in (skip_space(text, *span) for span in found)
         ]
         ids, offsets = flatten([row for row, _ in rows])
         return ids, offsets, np.array(spans, np.int32).reshape(-1, 2)
@@ -108,7 +120,7 @@ class TextTokenizer:
     def encode(self, text: str, special: bool = False) -> list[int]:
         """Ids of one text; `special` reads [MASK] and its like as the tokens."""
         if not special:
-            return self._backend.encode_batch([text])[0].tolist()
+            return self.encode_batch([text])[0].tolist()
         known = dict(zip((*SPECIAL, *self.special), self.special * 2, strict=True))
         pattern = "|".join(map(re.escape, known))
         ids: list[int] = []
@@ -155,12 +167,6 @@ def _collapse(text: str) -> tuple[str, NDArray[np.int64]]:
     ]
     whole = np.concatenate([*places, [len(text)]])
     return " ".join(text[a:b] for a, b in words), whole
-
-
-def _trim(text: str, start: int, end: int) -> tuple[int, int]:
-    while start < end and text[start] == " ":
-        start += 1
-    return start, end
 
 
 def _continues(token: str, kind: str) -> bool:

@@ -14,6 +14,8 @@ import numpy as np
 import tokenizers
 from numpy.typing import NDArray
 
+Encoded = tuple[NDArray[np.int32], NDArray[np.int64]]
+
 # What the cache keeps, about 100 MB; beyond either bound it starts anew.
 _WORDS = 1 << 19  # distinct words
 _CHARACTERS = 1 << 23  # in all of them
@@ -68,6 +70,40 @@ class _Slots(dict[str, int]):
         return slot
 
 
+class _Rows:
+    """Words of texts given in parts; a border may lie inside a word."""
+
+    def __init__(self) -> None:
+        self.words: list[str] = []  # "" in place of a fragment of a cut word
+        self.ends: list[int] = []  # [words] up to the end of each part
+        self.cut: list[list[str]] = []  # fragments of each cut word
+        self.places: list[int] = []  # index in `words` of each fragment
+
+    def add(self, parts: Sequence[str], mark_first: bool) -> None:
+        """Appends a text; its first word can be marked with `_FIRST`."""
+        joins = False
+        for part in parts:
+            words = part.split()
+            if words and mark_first:
+                words[0], mark_first = _FIRST + words[0], False
+            elif words and joins and not part[0].isspace():
+                self._join(words)
+            self.words += words
+            self.ends.append(len(self.words))
+            joins = not part[-1].isspace() if part else joins
+
+    def _join(self, words: list[str]) -> None:
+        """Makes the last word of all and the first of `words` fragments of one."""
+        last = len(self.words) - 1
+        if not self.places or self.places[-1] != last:
+            self.cut.append([self.words[last]])
+            self.places.append(last)
+            self.words[last] = ""
+        self.cut[-1].append(words[0])
+        self.places.append(last + 1)
+        words[0] = ""
+
+
 class WordCache:
     """Encodes whole texts from the ids of their words."""
 
@@ -81,44 +117,106 @@ class WordCache:
 
     def _clear(self) -> None:
         self._slots = _Slots()
+        self._slots[""] = 0
         self._characters = 0
         self._ids = np.zeros(0, np.int32)
-        self._starts = np.zeros(1, np.int64)  # of each slot in _ids, and the end
+        self._starts = np.zeros(2, np.int64)  # of each slot in _ids, and the end
 
-    def encode_batch(
-        self, texts: Sequence[str]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-        """As `TextTokenizer.encode_batch`."""
+    def encode_parts(self, texts: Sequence[Sequence[str]]) -> Encoded:
+        """As `TextTokenizer.encode_parts`."""
         if len(self._slots) > _WORDS or self._characters > _CHARACTERS:
             self._clear()
-        rows = [text.split() for text in texts]
-        if self._first:
-            for row in rows:
-                row[:1] = [_FIRST + word for word in row[:1]]
-        ends = np.cumsum(np.fromiter(map(len, rows), np.int64, len(rows)))
-        words = itertools.chain.from_iterable(rows)
-        count = int(ends[-1]) if rows else 0
-        slot = np.fromiter(map(self._slots.__getitem__, words), np.int64, count)
+        rows = _Rows()
+        for parts in texts:
+            rows.add(parts, self._first)
+        slot = np.fromiter(
+            map(self._slots.__getitem__, rows.words), np.int64, len(rows.words)
+        )
         if self._slots.new:
             self._encode_new()
-        start = self._starts[slot]
-        length = self._starts[slot + 1] - start
+        ids, starts = self._ids, self._starts
+        if rows.cut:
+            # Cut words are rare, or whole lines without a space: not worth keeping.
+            slot[rows.places] = len(starts) - 1 + np.arange(len(rows.places))
+            own, ends = self._encode_cut(rows.cut)
+            ids = np.concatenate([ids, own])
+            starts = np.concatenate([starts, starts[-1] + ends[1:]])
+        start = starts[slot]
+        length = starts[slot + 1] - start
         stop = np.concatenate([[0], np.cumsum(length)])
         gather = np.repeat(start - stop[:-1], length) + np.arange(stop[-1])
-        return self._ids[gather], stop[np.concatenate([[0], ends]).astype(np.int64)]
+        return ids[gather], stop[np.array([0, *rows.ends])]
 
     def _encode_new(self) -> None:
-        words, self._slots.new = self._slots.new, []
-        if self._byte_level:
-            words = [word[1:] if word[0] == _FIRST else " " + word for word in words]
-        ids, lengths = [self._ids], [np.zeros(0, np.int64)]
+        words, self._slots.new = list(map(self._spaced, self._slots.new)), []
+        self._characters += sum(map(len, words))
+        parts = []
         for some in batches(words):
             found = self._tokenizer.encode_batch_fast(some, add_special_tokens=False)
-            rows = [encoding.ids for encoding in found]
-            self._characters += sum(map(len, some))
-            lengths.append(np.fromiter(map(len, rows), np.int64, len(rows)))
-            flat = itertools.chain.from_iterable(rows)
-            ids.append(np.fromiter(flat, np.int32, lengths[-1].sum()))
-        self._ids = np.concatenate(ids)
-        ends = self._starts[-1] + np.cumsum(np.concatenate(lengths))
-        self._starts = np.concatenate([self._starts, ends])
+            parts.append(flatten([encoding.ids for encoding in found]))
+        ids, ends = join(parts)
+        self._ids = np.concatenate([self._ids, ids])
+        self._starts = np.concatenate([self._starts, self._starts[-1] + ends[1:]])
+
+    def _encode_cut(self, cut: list[list[str]]) -> Encoded:
+        parts, waiting = [], iter(cut)
+        for some in batches([self._spaced("".join(word)) for word in cut]):
+            found = self._tokenizer.encode_batch(some, add_special_tokens=False)
+            rows: list[list[int]] = []
+            for text, encoding in zip(some, found, strict=True):
+                ends = np.cumsum(list(map(len, next(waiting))))
+                borders = ends[:-1] + len(text) - ends[-1]
+                rows += divide(text, encoding.ids, encoding.offsets, borders)
+            parts.append(flatten(rows))
+        return join(parts)
+
+    def _spaced(self, word: str) -> str:
+        """The word with the space before it where the library reads one."""
+        if not self._byte_level:
+            return word
+        return word[1:] if word[0] == _FIRST else " " + word
+
+
+def divide(
+    text: str,
+    ids: list[int],
+    spans: Sequence[tuple[int, int]],
+    borders: Sequence[int] | NDArray[np.int64],
+) -> list[list[int]]:
+    """Cuts the tokens of a text at borders; one across a border goes to its left.
+
+    Args:
+      text: the text.
+      ids: of its tokens.
+      spans: [characters] begin and end of each token in the text.
+      borders: [characters] ascending places in the text.
+
+    Returns:
+      The ids of each of the len(borders) + 1 parts.
+    """
+    starts = np.array([skip_space(text, *span)[0] for span in spans], np.int64)
+    places = np.searchsorted(np.maximum.accumulate(starts), borders)
+    return [ids[a:b] for a, b in itertools.pairwise([0, *places.tolist(), len(ids)])]
+
+
+def skip_space(text: str, start: int, end: int) -> tuple[int, int]:
+    """A span without the spaces that it begins with."""
+    while start < end and text[start] == " ":
+        start += 1
+    return start, end
+
+
+def flatten(rows: list[list[int]]) -> Encoded:
+    """Lists of ids as one int32 array and int64 offsets."""
+    offsets = np.zeros(len(rows) + 1, np.int64)
+    np.cumsum([len(row) for row in rows], out=offsets[1:])
+    ids = np.fromiter(itertools.chain.from_iterable(rows), np.int32, offsets[-1])
+    return ids, offsets
+
+
+def join(parts: list[Encoded]) -> Encoded:
+    """Ids and offsets of texts from those of runs of them."""
+    sizes = np.cumsum([0, *(len(ids) for ids, _ in parts)])
+    ids = np.concatenate([np.zeros(0, np.int32), *(ids for ids, _ in parts)])
+    offsets = [ends[1:] + size for (_, ends), size in zip(parts, sizes, strict=False)]
+    return ids, np.concatenate([np.zeros(1, np.int64), *offsets])

@@ -32,6 +32,12 @@ def store(documents: list[list[int]], seed: int = 0) -> Store:
     )
 
 
+def opens(store: Store, token: np.ndarray) -> np.ndarray:
+    """Whether a word begins with each token: as its id says, or a sentence does."""
+    starts = np.isin(token - SPECIALS, store.sentences)
+    return ~store.vocabulary.continues[token] | starts
+
+
 def random_store(tokens: int, seed: int = 0) -> Store:
     """A store of about `tokens` tokens in sentences of some 20, documents of 15."""
     rng = np.random.default_rng(seed)

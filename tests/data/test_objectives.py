@@ -12,6 +12,7 @@ from bert_jax.data.masking import max_masked
 from bert_jax.data.pipeline import Batches
 from bert_jax.evaluate import held_out
 from tests.data.synthetic import SPECIALS, random_store, store
+from tests.data.synthetic import opens as opening
 
 SPANS = Objective(masking="span", span_boundary=True)
 SETTINGS = [
@@ -231,7 +232,7 @@ def test_spans_are_whole_words_between_two_other_tokens(
     token = batch["token"].copy()
     token[rows, places] = batch["mlm_label"][rows, slots]
     real = token >= SPECIALS
-    opens = ~source.vocabulary.continues[token] & real
+    opens = opening(source, token) & real
     opens[:, 1:] |= ~real[:, :-1]
     spans = {}
     left, right, offset = (
@@ -260,7 +261,7 @@ def _span_lengths(batch, source):
     rows, slots, places, shown = _masked(batch)
     token = batch["token"].copy()
     token[rows, places] = batch["mlm_label"][rows, slots]
-    opens = ~source.vocabulary.continues[token]
+    opens = opening(source, token)
     before = np.cumsum(opens, 1) - opens
     left, right = (batch[f"sbo_{side}"][rows, slots] for side in ("left", "right"))
     head = batch["sbo_offset"][rows, slots] == 0

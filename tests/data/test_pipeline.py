@@ -13,7 +13,7 @@ from bert_jax.data.masking import max_masked
 from bert_jax.data.pipeline import Batches, iterate
 from bert_jax.data.plan import Plan
 from bert_jax.errors import UserError
-from tests.data.synthetic import SPECIALS, random_store, store
+from tests.data.synthetic import SPECIALS, opens, random_store, store
 
 DOCUMENTS = st.lists(
     st.lists(st.integers(1, 70), min_size=1, max_size=12), min_size=1, max_size=12
@@ -228,9 +228,12 @@ def test_whole_words_are_masked_whole():
     chosen = np.zeros(token.shape, bool)
     rows, slots = np.nonzero(batch["mlm_weight"])
     chosen[rows, batch["mlm_position"][rows, slots]] = True
-    inside = source.vocabulary.continues[token[:, 1:]] & (token[:, :-1] >= SPECIALS)
+    inside = ~opens(source, token[:, 1:]) & (token[:, :-1] >= SPECIALS)
     assert inside.sum() > 100
     assert (chosen[:, 1:] == chosen[:, :-1])[inside].all()
+    starts = np.isin(token[:, 1:] - SPECIALS, source.sentences)
+    apart = starts & source.vocabulary.continues[token[:, 1:]]
+    assert (chosen[:, 1:] != chosen[:, :-1])[apart].any()
 
 
 def test_nearest_rounds_as_the_original():

@@ -1,3 +1,4 @@
+import functools
 import json
 import lzma
 import subprocess
@@ -11,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bert_jax import config
-from bert_jax.data.tokenizer import SPECIAL, load_tokenizer, train_tokenizer
+from bert_jax.data.subword_models import SPECIAL, Subwords
+from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer, train_tokenizer
 from bert_jax.errors import UserError
 
 KINDS = ("wordpiece", "bpe", "byte_bpe", "unigram")
@@ -250,3 +252,52 @@ def test_spans_of_word_pieces(tmp_path):
         ".",
     ]
     assert spans.tolist() == [[1, 4], [6, 9], [9, 10], [11, 13], [13, 17], [17, 18]]
+
+
+PARTS = st.lists(
+    st.lists(
+        st.text(st.sampled_from("abTs '.[MASK]!\u0301\u4e2d\u3002\ud55c\u200b\n")),
+        max_size=5,
+    ),
+    max_size=4,
+)
+
+
+@settings(deadline=None, max_examples=50)
+@given(texts=PARTS)
+@pytest.mark.parametrize("family", [*KINDS, "byte_bpe without prefix"])
+def test_parts_have_the_pieces_of_the_whole_text(family, texts):
+    tokenizer = parted(family)
+    check_parts(tokenizer, texts)
+    if family != "unigram":
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(tokenizer._backend, "_cache", None)
+            check_parts(tokenizer, texts)
+
+
+@functools.cache
+def parted(family):
+    if family == "unigram":
+        return train_tokenizer(config.Tokenizer(kind=family), 411, TEXT)
+    if family in KINDS:
+        return cached(family, True)
+    inner = tokenizers.Tokenizer.from_str(
+        cached("byte_bpe", True)._backend._tokenizer.to_str()
+    )
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    return TextTokenizer(Subwords(inner), "byte_bpe")
+
+
+def check_parts(tokenizer, texts):
+    ids, offsets = tokenizer.encode_parts(texts)
+    assert len(offsets) == 1 + sum(map(len, texts)) and (np.diff(offsets) >= 0).all()
+    ends = np.cumsum([0, *map(len, texts)])
+    whole = tokenizer.encode_batch(["".join(parts) for parts in texts])
+    assert rows((ids, offsets[ends])) == rows(whole)
+    for parts, begin in zip(texts, ends, strict=False):
+        for i in range(1, len(parts)):
+            # Where a space parts two parts, each has the tokens of its own words.
+            before = "".join(parts[:i])
+            if before[-1:].isspace() or "".join(parts[i:])[:1].isspace():
+                size = len(tokenizer.encode(before))
+                assert offsets[begin + i] - offsets[begin] == size
