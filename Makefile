@@ -20,9 +20,9 @@ pretrain: $(VENV)/.installed
 	$(BIN)/python -m bert_jax train --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest $(WORKERS) $(PYTEST_ARGS)
 
 # Removes the environment only: runs/ is yours.

@@ -2,6 +2,8 @@
 
 import ast
 import dataclasses
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -158,3 +160,10 @@ def test_nothing_but_tests_names_the_folder_of_real_data() -> None:
         if path.is_file() and b"../shared" in path.read_bytes()
     ]
     assert PACKAGE in own and not found
+
+
+def test_a_program_started_elsewhere_imports_this_repository(tmp_path: Path) -> None:
+    """Else the tests that start programs would test another installation."""
+    words = [sys.executable, "-c", "import bert_jax; print(bert_jax.__file__)"]
+    said = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True).stdout
+    assert Path(said.strip()) == PACKAGE / "__init__.py"
