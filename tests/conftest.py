@@ -10,8 +10,8 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# Most of the time goes into compiling small programs. `.ci/run` sets 0 for the slow tests,
-# so that programs are also tested as users compile them.
+# Most of the time goes into compiling small programs. `.ci/run` sets 0 for the slow
+# tests, so that programs are also tested as users compile them.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
