@@ -24,9 +24,9 @@ from bert_jax.model.layers import (
     Words,
     add_residual,
     dropout,
-    matmul_dtype,
     spread,
 )
+from bert_jax.model.products import matmul_dtype, product
 
 _LANES = 128  # of a TPU's vector unit, which splash takes positions by
 _LONG = 256  # [tokens] from which the scores of a batch leave the caches
@@ -422,16 +422,15 @@ def _attend(rate, query, key, value, allowed, words):
 def _forward(rate, query, key, value, allowed, words):
     share = _probabilities(query, key, allowed)
     dropped = dropout(share, words, rate)
-    mixed = jnp.einsum("BHLT,BTHh->BLHh", dropped, value)
+    kind = query.dtype
+    mixed = product("BHLT,BTHh->BLHh", dropped, value, kind, kind)
     return mixed, (query, key, value, share, words)
 
 
 def _scores(
     query: Float[Array, "B L H h"], key: Float[Array, "B T H h"]
 ) -> Float[Array, "B H L T"]:
-    score = jnp.einsum(
-        "BLHh,BTHh->BHLT", query, key, preferred_element_type=jnp.float32
-    )
+    score = product("BLHh,BTHh->BHLT", query, key, query.dtype, jnp.float32)
     return score * (1 / math.sqrt(query.shape[-1]))
 
 
@@ -450,18 +449,16 @@ def _probabilities(
 def _backward(rate, kept, gradient):
     """Keeps the probabilities once, in the computation's dtype; autodiff: thrice."""
     query, key, value, share, words = kept
-    size = 1 / math.sqrt(query.shape[-1])
+    size, kind = 1 / math.sqrt(query.shape[-1]), query.dtype
     dropped = dropout(share, words, rate)
-    value_gradient = jnp.einsum("BHLT,BLHh->BTHh", dropped, gradient)
-    share_gradient = jnp.einsum(
-        "BLHh,BTHh->BHLT", gradient, value, preferred_element_type=jnp.float32
-    )
+    value_gradient = product("BHLT,BLHh->BTHh", dropped, gradient, kind, kind)
+    share_gradient = product("BLHh,BTHh->BHLT", gradient, value, kind, jnp.float32)
     share_gradient = dropout(share_gradient, words, rate)
     share = share.astype(jnp.float32)
     mean = (share * share_gradient).sum(-1, keepdims=True)
     score_gradient = (share * (share_gradient - mean) * size).astype(query.dtype)
-    query_gradient = jnp.einsum("BHLT,BTHh->BLHh", score_gradient, key)
-    key_gradient = jnp.einsum("BHLT,BLHh->BTHh", score_gradient, query)
+    query_gradient = product("BHLT,BTHh->BLHh", score_gradient, key, kind, kind)
+    key_gradient = product("BHLT,BLHh->BTHh", score_gradient, query, kind, kind)
     return query_gradient, key_gradient, value_gradient, None, None
 
 

@@ -23,10 +23,9 @@ from bert_jax.model.layers import (
     activate,
     dropout,
     initializer,
-    matmul_dtype,
-    turned,
 )
 from bert_jax.model.lstm import BiLSTM
+from bert_jax.model.products import gather, matmul_dtype, product
 
 Batch = dict[str, Any]  # of arrays; see the data pipeline
 _OFFSETS = 200  # [tokens] of a span that are told apart
@@ -275,7 +274,8 @@ class BoundaryHead(nn.Module):
         """Logits over the padded vocabulary; `token` is the table of embeddings."""
         # A product, as for segments: most tokens share a few rows.
         offset = jnp.minimum(offset, _OFFSETS - 1)
-        place = jax.nn.one_hot(offset, _OFFSETS, dtype=jnp.float32) @ self.offset
+        one_hot = jax.nn.one_hot(offset, _OFFSETS, dtype=jnp.float32)
+        place = product(1, one_hot, self.offset, jnp.float32, jnp.float32)
         x = jnp.concatenate([left, right, place.astype(left.dtype)], axis=-1)
         x = self.norm(activate(self.first(x), self.config.activation))
         return self.mlm(x, token)
@@ -287,12 +287,7 @@ def _tied(dtype, x, table, bias):
 
 
 def _tied_forward(dtype, x, table, bias):
-    y = jnp.einsum(
-        "BPD,VD->BPV",
-        x.astype(dtype),
-        table.astype(dtype),
-        preferred_element_type=jnp.float32,
-    )
+    y = product("BPD,VD->BPV", x, table, dtype, jnp.float32)
     return y + bias[None, None], (x, table)
 
 
@@ -305,28 +300,11 @@ def _tied_backward(dtype, kept, gradient):
     """
     x, table = kept
     ones = jnp.ones(gradient.shape[:2], gradient.dtype)
-    of_bias = jnp.einsum("BP,BPV->V", ones, gradient)
+    of_bias = product("BP,BPV->V", ones, gradient, jnp.float32, jnp.float32)
     gradient = gradient.astype(x.dtype)
-    of_x = jnp.einsum(
-        "BPV,VD->BPD",
-        gradient.astype(dtype),
-        table.astype(dtype),
-        preferred_element_type=x.dtype,
-    )
-    of_table = jnp.einsum(
-        "BPD,BPV->DV",
-        x.astype(dtype),
-        gradient.astype(dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return of_x, turned(of_table, dtype != x.dtype), of_bias
+    of_x = product("BPV,VD->BPD", gradient, table, dtype, x.dtype)
+    of_table = product("BPD,BPV->DV", x, gradient, dtype, jnp.float32)
+    return of_x, of_table.T, of_bias
 
 
 _tied.defvjp(_tied_forward, _tied_backward)
-
-
-def gather(
-    x: Float[Array, "B L D"], position: Int32[Array, "B P"]
-) -> Float[Array, "B P D"]:
-    """The features at some positions of each row."""
-    return jnp.take_along_axis(x, position[:, :, None], axis=1)

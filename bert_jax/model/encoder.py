@@ -20,6 +20,7 @@ from bert_jax.model.layers import (
 )
 from bert_jax.model.lstm import LSTM
 from bert_jax.model.mamba import Mamba
+from bert_jax.model.products import product
 from bert_jax.sharding import hold_looked_up, hold_rows
 
 
@@ -77,7 +78,7 @@ class Embeddings(nn.Module):
             # A product, not a gather: its gradient would add all rows onto two.
             segment = jnp.minimum(segment, config.segments - 1)
             one_hot = jax.nn.one_hot(segment, config.segments, dtype=total.dtype)
-            total += one_hot @ self.segment
+            total += product(1, one_hot, self.segment, total.dtype, total.dtype)
         total = hold_looked_up(total)
         return dropout(self.norm(total), words, config.dropout)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from bert_jax.model.layers import Words, dropout, keep
+from bert_jax.model.products import product
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -72,7 +73,7 @@ def _backward(rate, dtype, kept, gradient):
     def row(_, one):
         query, key, value, allowed, words, mixed, log_total, gradient = one
         size, seen = _size(query), allowed[0].T
-        mean = jnp.einsum("LHh,LHh->HL", mixed, gradient)
+        mean = product("LHh,LHh->HL", mixed, gradient, jnp.float32, jnp.float32)
 
         def head(one):
             query, query_t, key, key_t, value, out, out_t, log_total, mean, words = one
@@ -108,9 +109,7 @@ flash.defvjp(_forward, _backward)
 
 
 def _dot(dtype, x, y):
-    return jnp.matmul(
-        x.astype(dtype), y.astype(dtype), preferred_element_type=jnp.float32
-    )
+    return product(1, x, y, dtype, jnp.float32)
 
 
 def _size(query):

@@ -16,6 +16,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, UInt32
 
 from bert_jax.config import Model
+from bert_jax.model.products import add_bias, linear, matmul_dtype
 
 Words = UInt32[Array, "*own 2"]
 
@@ -64,62 +65,14 @@ class Dense(nn.Module):
                 x *= activate(gate, activation)
             elif activation:
                 x = activate(x, activation)
-            return _product(self.inputs, dtype, x, kernel)
+            return linear(self.inputs, dtype, x, kernel)
 
         if activation:
             # A loop's body is compiled once, so nothing merges it with its repetition.
             once = self.config.scan
             product = jax.checkpoint(product, prevent_cse=not once)
         y = product(x, kernel, gate)
-        return y + lax.expand_dims(bias.astype(x.dtype), range(y.ndim - bias.ndim))
-
-
-def matmul_dtype(config: Model) -> jnp.dtype:
-    """Of the factors of matrix products, whose sums are at least as exact as dtype."""
-    auto = config.matmul_dtype == "auto"
-    return jnp.dtype(config.dtype if auto else config.matmul_dtype)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(inputs, dtype, x, kernel):
-    return _contract(x, kernel, inputs, dtype)
-
-
-def _contract(x, y, axes, dtype):
-    factors = x.astype(dtype), y.astype(dtype)
-    return jnp.tensordot(*factors, axes, preferred_element_type=x.dtype)
-
-
-def _product_forward(inputs, dtype, x, kernel):
-    return _contract(x, kernel, inputs, dtype), (x, kernel)
-
-
-def _product_backward(inputs, dtype, kept, gradient):
-    """As autodiff, but it too multiplies in `dtype`."""
-    x, kernel = kept
-    rows = x.ndim - inputs
-    ends = [*range(rows, gradient.ndim)], [*range(inputs, kernel.ndim)]
-    x_gradient = _contract(gradient, kernel, ends, dtype)
-    # XLA's CPU back end transposes the first factor: the smaller one, then.
-    wide = math.prod(x.shape[rows:]) > math.prod(gradient.shape[rows:])
-    a, b = (gradient, x) if wide else (x, gradient)
-    a, b = (v.reshape(*v.shape[:rows], -1) for v in (a, b))
-    y = _contract(a, b, ([*range(rows)],) * 2, dtype)
-    kernel_gradient = (turned(y, dtype != x.dtype) if wide else y).reshape(kernel.shape)
-    return x_gradient, kernel_gradient.astype(kernel.dtype)
-
-
-_product.defvjp(_product_forward, _product_backward)
-
-
-def turned(y: Float[Array, "X Y"], mixed: bool) -> Float[Array, "Y X"]:
-    """The transpose of a product, of factors narrower than the computation if `mixed`.
-
-    XLA's CPU back end cannot multiply these into a result that it transposes as it
-    does, hence the barrier. Elsewhere there is none: XLA could not add the result to
-    another gradient before both are reduced over the devices.
-    """
-    return (lax.optimization_barrier(y) if mixed else y).T
+        return add_bias(y, bias)
 
 
 class Norm(nn.Module):

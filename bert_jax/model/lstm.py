@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 from bert_jax.config import Model
 from bert_jax.model.directions import directions, goes_on
 from bert_jax.model.layers import Dense
+from bert_jax.model.products import add_bias, linear, product
 from bert_jax.sharding import hold_whole
 
 # Of one gate's matrix, whatever other directions and gates lie beside it.
@@ -111,8 +112,7 @@ class _Layer(nn.Module):
         shape = 2, units, 4, units
         recurrent = self.param("recurrent", _RECURRENT, shape, jnp.float32)
         bias = self.param("bias", _remember, (2, 4, units), jnp.float32)
-        y = jnp.tensordot(x, kernel.astype(x.dtype), 1)
-        y += bias.astype(x.dtype)[None, None]
+        y = add_bias(linear(1, x.dtype, x, kernel), bias)
         y = jnp.stack([y[:, :, 0], y[::-1, :, 1]], 1)
         recurrent = hold_whole(recurrent.astype(x.dtype))
         state = _recur(y, recurrent, same).astype(x.dtype)
@@ -131,11 +131,8 @@ def _scan(x, kernel, same):
     def step(state, now):
         added, goes_on = now
         output, cell = (jnp.where(goes_on[:, :, None], s, 0) for s in state)
-        gates = added + jnp.einsum(
-            "RBU,RUGV->RBGV",
-            output.astype(kernel.dtype),
-            kernel,
-            preferred_element_type=jnp.float32,
+        gates = added + product(
+            "RBU,RUGV->RBGV", output, kernel, kernel.dtype, jnp.float32
         )
         take, keep, new, show = (gates[:, :, i] for i in range(4))
         cell = jax.nn.sigmoid(keep) * cell + jax.nn.sigmoid(take) * jnp.tanh(new)
@@ -161,8 +158,8 @@ def _recur_backward(kept, gradient):
     (x_gradient,) = back(gradient)
     before = jnp.concatenate([jnp.zeros_like(states[:1]), states[:-1]])
     before = jnp.where(same[..., None], before, 0).astype(kernel.dtype)
-    kernel_gradient = jnp.einsum(
-        "LRBU,LRBGV->RUGV", before, x_gradient, preferred_element_type=jnp.float32
+    kernel_gradient = product(
+        "LRBU,LRBGV->RUGV", before, x_gradient, kernel.dtype, jnp.float32
     )
     return x_gradient, kernel_gradient.astype(kernel.dtype), None
 

@@ -9,6 +9,7 @@ for a sum beside an axis of one, which that of a single row would be.
 
 import functools
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,7 +18,8 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from bert_jax.config import Model
 from bert_jax.model.directions import directions, goes_on
-from bert_jax.model.layers import Dense, initializer, matmul_dtype
+from bert_jax.model.layers import Dense, initializer
+from bert_jax.model.products import linear, matmul_dtype, product
 from bert_jax.sharding import by_rows_and_channels, device_kind
 
 _CHUNK = 16  # [positions] whose states the backward pass computes again at once
@@ -113,27 +115,43 @@ class Mamba(nn.Module):
 
 def _product(x: Float[Array, "L R B _"], kernel: Float[Array, "R _ _"], dtype) -> Array:
     """A linear map of each direction; R at its place would cost transpositions."""
-    x, kernel, kind = x.astype(dtype), kernel.astype(dtype), x.dtype
-    each = [
-        jnp.tensordot(x[:, i], kernel[i], 1, preferred_element_type=kind)
-        for i in range(len(kernel))
-    ]
+    each: list[Any] = [linear(1, dtype, x[:, i], kernel[i]) for i in range(len(kernel))]
     return jnp.stack(each, 1)
 
 
 def _at_all(
     values: Float[Array, "R E"], x: Float[Array, "L R B E"]
 ) -> Float[Array, "L R B E"]:
-    """The same at all positions of x.
+    """The same at all positions of x, in the dtype of x."""
+    return _repeated(x.shape, x.dtype, values)
 
-    The gradient is thus added up chunk by chunk first and over positions alone: XLA's
-    CPU kernels take many times as long for one long sum, and for one over an axis of a
-    single row besides.
-    """
-    row = jnp.broadcast_to(values.astype(x.dtype)[:, None], x.shape[1:]).reshape(-1)
-    few = jnp.broadcast_to(row, (-(-len(x) // _CHUNK), row.size))
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _repeated(shape, dtype, values):
+    row = jnp.broadcast_to(values.astype(dtype)[:, None], shape[1:]).reshape(-1)
+    few = jnp.broadcast_to(row, (-(-shape[0] // _CHUNK), row.size))
     few = jax.lax.optimization_barrier(few)
-    return jnp.repeat(few, _CHUNK, 0)[: len(x)].reshape(x.shape)
+    return jnp.repeat(few, _CHUNK, 0)[: shape[0]].reshape(shape)
+
+
+def _repeated_forward(shape, dtype, values):
+    return _repeated(shape, dtype, values), None
+
+
+def _repeated_backward(shape, dtype, _, gradient):
+    """Added up in float32, chunk by chunk first and over positions alone.
+
+    XLA's CPU kernels take many times as long for one long sum, and for one over an
+    axis of a single row besides.
+    """
+    few = shape[0], -(-shape[0] // _CHUNK), math.prod(shape[1:])
+    rows = gradient.astype(jnp.float32).reshape(shape[0], -1)
+    rows = jnp.pad(rows, ((0, few[1] * _CHUNK - shape[0]), (0, 0)))
+    some = jax.lax.optimization_barrier(rows.reshape(few[1], _CHUNK, -1).sum(1))
+    return (some.sum(0).reshape(shape[1:]).sum(1),)
+
+
+_repeated.defvjp(_repeated_forward, _repeated_backward)
 
 
 # Cheaper to redo than to store: the same at all positions.
@@ -233,6 +251,9 @@ def _backward(kept, gradient):
     cut = tuple(_cut(a, pieces) for a in (x, step, into, out, same, gradient))
     wide = _spread(rate, cut)
 
+    def over_channels(x, y):
+        return product("SME,SE->SM", x, y, jnp.float32, jnp.float32)
+
     def again(state, now):
         return _next(wide, state, now), state
 
@@ -249,14 +270,14 @@ def _backward(kept, gradient):
         taken_gradient = (state_gradient * _wide(into)).sum(1)
         step_gradient = (exponent_gradient * wide).sum(1) + x * taken_gradient
         rate_gradient += exponent_gradient * step[:, None]
-        into_gradient = jnp.einsum("SME,SE->SM", state_gradient, taken)
+        into_gradient = over_channels(state_gradient, taken)
         state = decayed + taken[:, None] * _wide(into)
         gradient = gradient.astype(jnp.float32)
         found = (
             (step * taken_gradient).astype(x.dtype),
             step_gradient,
             into_gradient.astype(into.dtype),
-            jnp.einsum("SME,SE->SM", state, gradient).astype(out.dtype),
+            over_channels(state, gradient).astype(out.dtype),
         )
         return (decay * state_gradient, rate_gradient), found
 

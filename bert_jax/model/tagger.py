@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from bert_jax.model.bert import Batch, Bert
 from bert_jax.model.layers import dropout
+from bert_jax.model.products import product
 
 _STATES = {  # of the encoder; the embeddings are the first
     "embeddings": 0,
@@ -66,4 +67,4 @@ class Mix(nn.Module):
         weight = self.param("weight", nn.initializers.zeros, states.shape[:1])
         scale = self.param("scale", nn.initializers.ones, ())
         share = (scale * jax.nn.softmax(weight)).astype(states.dtype)
-        return jnp.einsum("N,NBLD->BLD", share, states)
+        return product("N,NBLD->BLD", share, states, states.dtype, states.dtype)

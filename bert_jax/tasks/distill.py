@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int32
 from bert_jax.config import Distill
 from bert_jax.losses import Pair, soft_cross_entropy
 from bert_jax.model import Batch
+from bert_jax.model.products import linear
 from bert_jax.tasks import Pairs, Parts, Task
 
 EXTRA = "distill"  # the part of the parameters that only training uses
@@ -145,8 +146,8 @@ def _mapped(hidden: Float[Array, "N B L D"], maps: Any) -> Float[Array, "N B L _
     if not maps:
         return hidden
     first, rest = (maps[name]["kernel"] for name in ("embeddings", "layers"))
-    first, rest = (kernel.astype(hidden.dtype) for kernel in (first, rest))
-    return jnp.concatenate([hidden[:1] @ first, hidden[1:] @ rest])
+    pairs = (hidden[:1], first), (hidden[1:], rest)
+    return jnp.concatenate([linear(1, hidden.dtype, *pair) for pair in pairs])
 
 
 def _hidden(
