@@ -1,7 +1,9 @@
 """`python -m bert_jax COMMAND ...`, also installed as `bert-jax`."""
 
 import difflib
+import errno
 import importlib
+import io
 import keyword
 import os
 import sys
@@ -11,6 +13,15 @@ from collections.abc import Sequence
 from bert_jax import __version__
 from bert_jax.errors import UserError
 
+# Faults of a file system that no command can foresee at each of its writes.
+_FILE_FAULTS = {
+    errno.ENOSPC: "free some space, then run the same command again",
+    errno.EDQUOT: "free some space, then run the same command again",
+    errno.EACCES: "choose another path, or change its permissions",
+    errno.EPERM: "choose another path, or change its permissions",
+    errno.EROFS: "choose a path that can be written",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
 COMMANDS = {
     "prepare": "turn text into a tokenizer and a token store",
     "train": "pretrain; the same command again continues a stopped run",
@@ -42,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is not None:
         return _run(list(argv))[0]
     _use_huge_pages()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of a terminal of any encoding
+            stream.reconfigure(errors="backslashreplace")
     trace = ""
     try:
         status, cause = _run(sys.argv[1:])
@@ -62,8 +76,10 @@ def _run(argv: list[str]) -> tuple[int, str]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     try:
+        _check_encoding(argv)
         status = _dispatch(argv)
-        sys.stdout.flush()
+        if sys.stdout:  # None where the shell closed it
+            sys.stdout.flush()
         return status, ""
     except UserError as error:
         kind = "error: " if error.status == 2 else ""
@@ -77,6 +93,45 @@ def _run(argv: list[str]) -> tuple[int, str]:
         # once more at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0, ""
+    except Exception as error:
+        message = _explain(error)
+        if not message:
+            raise
+        print(f"bert-jax: error: {message}", file=sys.stderr)
+        return 2, message
+
+
+def _check_encoding(argv: list[str]) -> None:
+    for word in argv:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the argument {ascii(word)} holds bytes that are not UTF-8; write it "
+                "in UTF-8, the encoding of texts and paths here"
+            ) from None
+
+
+def _explain(error: Exception) -> str:
+    """Return the message for a fault of the user's machine, "" for any other."""
+    text, number = str(error), None
+    if isinstance(error, OSError):
+        number = error.errno
+        text = f"{error.filename}: {error.strerror}" if error.filename else text
+    if os.strerror(errno.ENOSPC) in text:  # other libraries have errors of their own
+        number = errno.ENOSPC
+    if number in _FILE_FAULTS:
+        return f"{text}; {_FILE_FAULTS[number]}"
+    platforms = os.environ.get("JAX_PLATFORMS")
+    if platforms and "jax" in sys.modules:
+        try:
+            sys.modules["jax"].devices()
+        except Exception:
+            return (
+                f"JAX_PLATFORMS={platforms}: JAX finds no such device on this machine; "
+                "set JAX_PLATFORMS=cpu, or unset it to use what there is"
+            )
+    return ""
 
 
 def _use_huge_pages() -> None:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,10 +18,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import xxhash
 
 from bert_jax import arrays, sharding
 from bert_jax.config import Model
 from bert_jax.data import lines
+from bert_jax.data.decompress import chunks
 from bert_jax.data.sequences import Sequences, rows_of
 from bert_jax.data.tokenizer import TextTokenizer
 from bert_jax.errors import UserError
@@ -96,18 +99,21 @@ def extract(
     source: Path,
     output: Path,
     note: Callable[[str], None],
+    encoding: str = "utf-8",
 ) -> dict[str, Any]:
     """Writes the features of every line of a file; a stopped job goes on.
 
     Args:
       encoder: the model.
       job: what to extract.
-      source: UTF-8 text, one item a line, perhaps compressed (.gz, .xz, .zst).
+      source: text, one item a line, also compressed, or a pipe, which is copied to
+        the directory of temporary files first.
       output: .npz or .parquet, with an entry for each line, empty ones too:
         `features` float32 [lines, D]; for `pool=none` [tokens, D], with `offset`
         int64 [lines + 1], `token` int32 [tokens] and `span` int32 [tokens, 2], the
         characters of the line that a token stands for, [0, 0] for [CLS] and [SEP].
       note: is told of the progress.
+      encoding: codec of the text if it has no byte order mark.
 
     Returns:
       Counts, seconds and speed.
@@ -119,17 +125,26 @@ def extract(
     began = time.monotonic()
     if output.exists():
         raise UserError(f"--output={output} exists; choose another file, or remove it")
+    if source.exists() and not source.is_file():
+        with tempfile.NamedTemporaryFile() as copy:  # a pipe can be read only once
+            copy.writelines(chunks(str(source)))
+            copy.flush()
+            given = Path(copy.name)
+            return extract(encoder, job, given, output, note, encoding)
     parts = output.with_name(output.name + ".partial")
-    total = sum(1 for _ in lines.read(source, collections.Counter()))
+    total, content = 0, xxhash.xxh3_128()
+    for line in lines.read(source, encoding, collections.Counter()):
+        content.update(line.encode() + b"\n")
+        total += 1
     if not total:
-        raise UserError(f"--input={source}: there is no line in it")
-    _claim(parts, encoder, job, source)
+        raise UserError("--input: there is no line in it")
+    _claim(parts, encoder, job, content.hexdigest())
     counts: collections.Counter[str] = collections.Counter()
     run = _Run(encoder, job)
     files = []
     computed, worked = 0, 0.0
     windows = lines.windows(
-        source,
+        lines.read(source, encoding, counts),
         encoder.tokenizer,
         job.max_length,
         _WINDOW[job.pool],
@@ -238,10 +253,9 @@ def _features(
     return features
 
 
-def _claim(parts: Path, encoder: Encoder, job: Job, source: Path) -> None:
+def _claim(parts: Path, encoder: Encoder, job: Job, content: str) -> None:
     """Makes `parts` this job's own, or finds that it is."""
-    stat = source.stat()
-    facts = [*job, encoder.identity, stat.st_size, stat.st_mtime_ns]
+    facts = [*job, encoder.identity, content]
     digest = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
     mark = parts / "job"
     try:

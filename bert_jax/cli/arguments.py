@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import itertools
 import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Sequence
@@ -18,6 +19,13 @@ class _Parser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message}; see `{self.prog} --help`")
+
+
+def positive(text: str) -> int:
+    """Read the value of a flag that takes a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 def parse(
@@ -76,6 +84,7 @@ def parse(
     if options:
         options(parser)
     rest, overrides = _take_overrides(argv)
+    _check_flags(rest, parser)
     args, unknown = parser.parse_known_args(rest)
     if unknown:
         _reject(unknown[0], parser)
@@ -91,6 +100,23 @@ def parse(
     if load:
         args.config = _load(args.config, args.workdir, overrides, config_required)
     return args
+
+
+def _check_flags(argv: Sequence[str], parser: ArgumentParser) -> None:
+    """Refuses an empty value, and a flag with two values, of which one would count."""
+    given: set[str] = set()
+    words = list(itertools.takewhile(lambda word: word != "--", argv))
+    for word, after in itertools.zip_longest(words, words[1:]):
+        flag, equals, value = word.partition("=")
+        action = parser._option_string_actions.get(flag)
+        if not isinstance(action, argparse._StoreAction):
+            continue
+        value = value if equals else after
+        if value == "":
+            raise UserError(f"{flag}= is empty; give it a value, or leave it out")
+        if flag in given:
+            raise UserError(f"{flag} is given twice; leave one of them out")
+        given.add(flag)
 
 
 def _take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

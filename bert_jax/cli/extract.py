@@ -21,7 +21,8 @@ def _options(parser: argparse.ArgumentParser) -> None:
         "--input",
         metavar="FILE",
         required=True,
-        help="UTF-8 text, one item a line; also .gz .xz .zst",
+        help="text in config.data.encoding, one item a line; also .bz2 .gz .xz .zst, "
+        "or a pipe",
     )
     parser.add_argument(
         "--output", metavar="FILE", required=True, help="an .npz or .parquet to make"
@@ -99,6 +100,7 @@ def main(argv: Sequence[str]) -> int:
         source,
         output,
         lambda text: print(f"extract: {text}", file=sys.stderr, flush=True),
+        config.data.encoding,
     )
     if args.json:
         print(json.dumps({"output": args.output, "step": step, **summary}))

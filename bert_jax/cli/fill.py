@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from bert_jax.cli.arguments import parse
+from bert_jax.cli.arguments import parse, positive
 from bert_jax.config import Config
 from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from bert_jax.errors import UserError
@@ -18,7 +18,9 @@ EXAMPLE = 'bert-jax fill --workdir=runs/tiny "The [MASK] sat on the mat."'
 
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("text", help="text with at least one [MASK]")
-    parser.add_argument("--top", type=int, default=5, help="answers shown for each")
+    parser.add_argument(
+        "--top", type=positive, default=5, metavar="N", help="answers shown for each"
+    )
 
 
 def main(argv: Sequence[str]) -> int:

@@ -16,7 +16,9 @@ from bert_jax.errors import UserError
 
 _OWNER = ".owner.json"  # `owner.NAME`, which is imported late
 _WRITTEN = "checkpoints", "tokenizer", "summary.json"  # before config.json
-EXAMPLE = "bert-jax import --source=bert-base-uncased --workdir=runs/base-uncased"
+EXAMPLE = (
+    "bert-jax import --source=downloads/bert-base-uncased --workdir=runs/base-uncased"
+)
 
 
 def _options(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ EXAMPLE = "bert-jax report --out=study.html runs/base runs/sst2-sweep"
 def _options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "runs",
-        nargs="+",
+        nargs="*",
         metavar="RUN",
         help="a run directory, or one with runs in it, such as a sweep's",
     )
@@ -24,12 +24,18 @@ def _options(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str]) -> int:
     """Writes the page, and says what is on it."""
     about = "Compare runs on one HTML page: scores, settings, curves, cost."
-    args = parse(argv, about, EXAMPLE, _options, False, remote_workdir=False)
-    if args.workdir or args.config:
-        raise UserError("report takes runs without a flag: bert-jax report RUN...")
+    args = parse(
+        argv, about, EXAMPLE, _options, False, remote_workdir=False, load=False
+    )
+    if args.config or args.overrides:
+        flag = "--config" if args.config else f"--config.{args.overrides[0]}"
+        raise UserError(f"{flag}: report reads the configs of the runs; leave it out")
+    runs = [*([args.workdir] if args.workdir else []), *args.runs]
+    if not runs:
+        raise UserError("name at least one run directory: bert-jax report RUN...")
     from bert_jax import log, report
 
-    cells = report.read(args.runs)
+    cells = report.read(runs)
     log.write_text(args.out, report.page(cells))
     if args.json:
         print(log.to_json({"out": args.out, "cells": report.facts(cells)}))

@@ -202,7 +202,7 @@ def _parse(raw: str, current, path: str):
         if raw.startswith(("(", "[")):
             value = ast.literal_eval(raw)
             return (value,) if isinstance(value, str) else tuple(value)
-        return tuple(filter(None, raw.split(",")))
+        return tuple(filter(None, map(str.strip, raw.split(","))))
     except (KeyError, ValueError, TypeError, SyntaxError, OverflowError):
         example = {bool: "true or false", int: "a whole number", float: "a number"}
         need = example.get(wanted, "a comma-separated list")

@@ -109,7 +109,13 @@ def _matches(pattern: str) -> list[str]:
         if _format(path) is None:
             raise UserError(
                 f"config.data.source={pattern}: {path} has an unknown suffix; "
-                f"use {' '.join(_FORMATS)}, each also with {' '.join(SUFFIXES)}"
+                f"use {' '.join(_FORMATS)}, each also with {' '.join(SUFFIXES)}, or no "
+                "suffix for plain text"
+            )
+        if not os.path.isfile(path):
+            raise UserError(
+                f"config.data.source={pattern}: {path} is a pipe or a device, and the "
+                "text is read more than once; write it to a file first"
             )
     if not paths:
         raise UserError(

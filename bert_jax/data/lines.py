@@ -1,70 +1,60 @@
 """Lines of a text file as packed rows, for a model that only reads."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_jax.data.decompress import chunks
+from bert_jax.data import text
 from bert_jax.data.packing import pack
 from bert_jax.data.sequences import Sequences, frame
 from bert_jax.data.tokenizer import TextTokenizer
 
 _SHORT = 128  # [tokens] a row of lines that fit; longer ones get rows of the limit
+_LONGEST_TOKEN = 100  # [characters] a line is encoded up to so many for each token
 _MOST = 32  # lines that may share a row
 
 
-def read(source: Path, counts: Counter[str]) -> Iterator[str]:
-    """Every line of a UTF-8 file, perhaps compressed, empty ones too.
+def read(source: Path, encoding: str, counts: Counter[str]) -> Iterator[str]:
+    """Stream every line of a text file, empty ones too.
 
     Args:
-      source: .txt or whatever, also .gz .xz .zst.
+      source: file of any suffix, also .bz2 .gz .xz .zst.
+      encoding: codec of the file if it has no byte order mark.
       counts: `bad_utf8_lines` counts lines with bytes that were replaced.
 
     Raises:
-      UserError: the file cannot be read, or is corrupt or cut short.
+      UserError: the file cannot be read, is damaged, or is in another encoding.
     """
-    rest = b""
-    for chunk in chunks(str(source)):
-        *whole, rest = (rest + chunk).split(b"\n")
-        for raw in whole:
-            yield _decode(raw, counts)
-    if rest:
-        yield _decode(rest, counts)
-
-
-def _decode(raw: bytes, counts: Counter[str]) -> str:
-    try:
-        return raw.decode().removeprefix("\ufeff")
-    except UnicodeDecodeError:
-        counts["bad_utf8_lines"] += 1
-        return raw.decode(errors="replace")
+    for line in text.lines(str(source), encoding, counts, replace=True):
+        assert line is not None  # since invalid bytes are replaced
+        yield line
 
 
 def windows(
-    source: Path,
+    lines: Iterable[str],
     tokenizer: TextTokenizer,
     limit: int,
     size: int,
     spans: bool,
     counts: Counter[str],
 ) -> Iterator[Sequences]:
-    """A file's lines, encoded, some at a time.
+    """Encode lines, some at a time.
 
     Args:
-      source: as `read`.
+      lines: texts, from `read`.
       tokenizer: of the model.
       limit: [tokens] of a line with [CLS] and [SEP]; the rest is cut off.
       size: [tokens] about, in a window. Where one ends depends on nothing else.
       spans: also where in its line each token stands.
-      counts: of `lines`, `tokens`, `cut` lines and `bad_utf8_lines`.
+      counts: of `lines`, `tokens` and `cut` lines.
     """
     waiting: list[str] = []
     room = size
-    for line in read(source, counts):
-        waiting.append(line)
+    for line in lines:
+        waiting.append(line[: limit * _LONGEST_TOKEN])
         room -= min(len(line) // 4 + 2, limit)  # tokens, roughly: not encoded yet
         if room <= 0:
             yield _frame(waiting, tokenizer, limit, spans, counts)

@@ -1,5 +1,6 @@
 """Weights of other programs, in and out: Hugging Face and the original TensorFlow."""
 
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -37,6 +38,14 @@ def _format(directory: Path) -> ModuleType:
         return huggingface
     if (directory / "bert_config.json").is_file():
         return tf1
+    if not directory.exists():
+        hint = "give the directory of a model"
+        if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", str(directory)):
+            hint = (
+                "models are read from directories; for a name on the Hugging Face Hub "
+                f"run `hf download {directory} --local-dir=DIR`, then give DIR"
+            )
+        raise UserError(f"{directory}: no model there, and no such directory; {hint}")
     raise UserError(
         f"{directory}: no model there; give a directory with config.json and "
         "model.safetensors (Hugging Face), or with bert_config.json, vocab.txt and "

@@ -1,5 +1,6 @@
 """The shared flags of all commands, and how the program ends."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -62,6 +63,10 @@ def test_a_saved_run_brings_its_config(tmp_path: Path) -> None:
         (["--workdir"], ["--workdir", "--help"]),
         (["--config.steps"], ["--config.steps=VALUE"]),
         (["--config.steps", "--json"], ["--config.steps=VALUE"]),
+        (["--workdir="], ["--workdir=", "empty"]),
+        (["--workdir", ""], ["--workdir=", "empty"]),
+        (["--workdir=a", "--workdir", "b"], ["--workdir", "twice"]),
+        (["workdir=a"], ["'workdir'", "'--workdir'"]),
     ],
 )
 def test_a_mistake_names_the_remedy(argv: list[str], words: list[str]) -> None:
@@ -115,6 +120,64 @@ def test_exit_statuses(
     command(monkeypatch, outcome)
     assert __main__.main(["train"]) == status
     assert capsys.readouterr() == ("", message)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), ["free some space"]),
+        (ValueError("RESOURCE: No space left on device; x"), ["free some space"]),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), ["/x/y: Permis"]),
+    ],
+)
+def test_a_fault_of_the_machine_is_one_message(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    fault: Exception,
+    words: list[str],
+) -> None:
+    command(monkeypatch, fault)
+    assert __main__.main(["train"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("bert-jax: error: ")
+    assert all(word in told for word in words), told
+
+
+def test_platforms_that_jax_does_not_have_are_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def devices() -> None:
+        raise RuntimeError("Unable to initialize backend")
+
+    command(monkeypatch, AssertionError())
+    monkeypatch.setenv("JAX_PLATFORMS", "nonsense")
+    monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(devices=devices))
+    assert __main__.main(["train"]) == 2
+    assert "JAX_PLATFORMS=nonsense" in capsys.readouterr().err
+
+
+def test_an_argument_that_is_not_utf8_is_named(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert __main__.main(["fill", "caf\udce9 [MASK]"]) == 2
+    assert r"'caf\udce9 [MASK]' holds bytes that are not" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("top", ["0", "-1", "x", "1.5"])
+def test_the_number_of_answers_is_above_zero(
+    capsys: pytest.CaptureFixture[str], top: str
+) -> None:
+    assert __main__.main(["fill", "--workdir=nowhere", "a [MASK]", f"--top={top}"]) == 2
+    assert "--top: " in capsys.readouterr().err
+
+
+def test_report_takes_a_run_by_flag_as_well(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert __main__.main(["report"]) == 2
+    assert "bert-jax report RUN" in capsys.readouterr().err
+    assert __main__.main(["report", "--workdir=nowhere/a"]) == 2
+    assert "nowhere/a" in capsys.readouterr().err
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
