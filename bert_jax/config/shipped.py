@@ -68,7 +68,8 @@ def _message(text: str, flag: str, where: str, suffix: str) -> str:
     near = [form for form in forms if os.path.isfile(form)]
     beside = [str(path) for path in Path(file).parent.glob(f"*{suffix}")]
     near += difflib.get_close_matches(file, beside, 1, 0.8)
-    near += difflib.get_close_matches(Path(file).stem, known, 1, 0.6)
+    stem = Path(file).stem.lower().replace("-", "_")
+    near += difflib.get_close_matches(stem, known, 1, 0.6)
     hint = f"did you mean {near[0]!r}? " if near else ""
     return (
         f"{flag}={text}: no file {file!r}, and none of this name is shipped; {hint}"

@@ -12,6 +12,7 @@ _PREFIX = "tfds:"
 # GLUE's own files call these classes 0 and 1; the library gives them names.
 _NUMBERED = tuple(f"glue/{task}" for task in ("cola", "mrpc", "qqp", "sst2", "wnli"))
 _BATCH = 256  # [records] converted together: several times as fast as one by one
+_RETRIES = 5  # of a download, within about 6 seconds
 _SHOWN = 300  # [characters] of what the library says
 
 
@@ -43,6 +44,10 @@ def stream(source: str) -> Iterator[dict[str, Any]]:
     try:
         import tensorflow as tf
         import tensorflow_datasets
+        from tensorflow_datasets.core.download import downloader
+
+        # The library's ten take minutes for each set on a machine without a network.
+        downloader.MAX_RETRIES = _RETRIES
 
         tf.config.set_visible_devices([], "GPU")  # all of whose memory it would take
         with contextlib.redirect_stdout(sys.stderr):
@@ -66,7 +71,8 @@ def stream(source: str) -> Iterator[dict[str, Any]]:
         raise UserError(
             f"{source}: TensorFlow Datasets cannot read it ({said}); mend the name or "
             "the split; if it cannot be fetched from here, let TFDS_DATA_DIR name a "
-            "directory in which it is prepared, or use local files"
+            "directory in which it is prepared, or name files of your own by "
+            "--config.data.source or --config.task.train_file"
         ) from error
 
 

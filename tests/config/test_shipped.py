@@ -88,6 +88,8 @@ def test_both_the_file_and_its_argument_may_hold_colons(elsewhere, name, arg):
         ("bert_bse:cpu", "bert_base"),
         ("bert-base", "bert_base"),
         ("configs/bert_tny.py:smoke", "bert_tiny"),
+        ("BERT-Base", "bert_base"),
+        ("bert-base-uncased", "bert_base"),
         ("robberta", "roberta"),
         ("mine:smoke", "mine.py"),
         ("own", "configs/own.py"),

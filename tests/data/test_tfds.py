@@ -1,3 +1,5 @@
+import inspect
+
 import numpy as np
 import pytest
 
@@ -150,3 +152,13 @@ def test_what_cannot_be_fetched_says_where_to_put_it(folder, monkeypatch):
     monkeypatch.setattr(builder, "download_and_prepare", fail)
     with pytest.raises(UserError, match=r"rte:train.*\(no network\).*TFDS_DATA_DIR"):
         table("tfds:glue/rte:train", "sentence1")
+
+
+def test_a_machine_without_a_network_is_not_asked_for_minutes():
+    from tensorflow_datasets.core.download import downloader
+
+    with pytest.raises(UserError, match="no_such_set"):
+        table("tfds:no_such_set:train", "text")
+    # The library has no setting for it but this one.
+    assert "total=MAX_RETRIES" in inspect.getsource(downloader)
+    assert downloader.MAX_RETRIES == 5

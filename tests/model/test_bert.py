@@ -152,7 +152,15 @@ def test_equals_the_numpy_reference(edits):
             close(logits["nsp_logits"][i], pairs, 1e-4)
 
 
-@pytest.mark.parametrize("edits", [ARCHITECTURES[i] for i in (8, 9, 11)], ids=named)
+@pytest.mark.parametrize(
+    "edits",
+    [
+        pytest.param(ARCHITECTURES[8], marks=pytest.mark.slow),
+        pytest.param(ARCHITECTURES[9], marks=pytest.mark.slow),
+        ARCHITECTURES[11],
+    ],
+    ids=named,
+)
 def test_scan_and_remat_leave_the_architecture_as_it_is(edits):
     config, batch = variant(**edits), packed([7, 5, 3])
     params, rng = some_params(config), jax.random.key(5)
