@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,10 +13,11 @@ from bert_jax import scores
 from bert_jax.config import Config, Phase, TaskSettings
 from bert_jax.data import answers, tfds, words
 from bert_jax.data import labels as labelling
-from bert_jax.data.labelled import Choice, Example, choices, table
+from bert_jax.data.labelled import is_empty
 from bert_jax.data.sequences import ExampleBatches, Sequences, frame
-from bert_jax.data.squad import Question, questions, repair
-from bert_jax.data.tagged import Sentence, check_scheme, sentences
+from bert_jax.data.squad import repeated
+from bert_jax.data.task_files import Files, Source
+from bert_jax.data.task_files import read as read
 from bert_jax.data.tokenizer import TextTokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluate import HeldOut
@@ -25,130 +27,10 @@ _SCORES = {  # of each kind, its own first
     "regress": ("pearson", "spearman"),
     "tag": ("entity_f1",),
     "choice": ("accuracy",),
-    "span": ("f1", "exact"),
+    "span": ("f1", "exact", "korquad"),
 }
 KINDS = tuple(_SCORES)
-
-Item = Example | Sentence | Choice | Question
-
-
-class Files(NamedTuple):
-    """The examples to train and to score on, as read."""
-
-    train: Sequence[Item]  # none if only the dev file matters
-    dev: Sequence[Item]
-    notes: tuple[str, ...] = ()  # on what was left out
-
-
-def read(settings: TaskSettings, train: bool = True, encoding: str = "utf-8") -> Files:
-    """Reads both files; without a dev file, holds out a share of the other one.
-
-    Args:
-      settings: name the files.
-      train: whether the examples to train on matter too.
-      encoding: of the characters of the files, `config.data.encoding`.
-
-    Raises:
-      UserError: one is not set, missing or wrong; the message names file and line.
-    """
-    train_file, dev_file = _sources(settings)
-    if not train_file and (train or not dev_file):
-        raise UserError(
-            "config.task.train_file: not set; --config.task.train_file=FILE names a "
-            "file of labelled examples"
-        )
-    notes: list[str] = []
-
-    def load(path: str) -> Sequence[Item]:
-        items = _read(settings, path, encoding)
-        kept = _keep(settings, path, items)
-        if left_out := len(items) - len(kept):
-            notes.append(
-                f"{path}: {left_out} examples are left out, whose label is "
-                f"{settings.skip_label!r}"
-            )
-        return kept
-
-    if not dev_file:
-        learnt, held = _hold_out(load(train_file), settings)
-    else:
-        learnt, held = load(train_file) if train else (), load(dev_file)
-    if settings.kind == "span" and train:
-        learnt, report = repair(learnt)  # pyright: ignore
-        if report.repaired or report.unrepairable:
-            notes.append(
-                f"{train_file}: {report.repaired} answers were moved to where their "
-                f"text is, {report.unrepairable} were not found; {report.dropped} "
-                "questions without an answer are left out"
-            )
-    return Files(learnt, held, tuple(notes))
-
-
-def _sources(settings: TaskSettings) -> tuple[str, str]:
-    """The training and the dev file; of a GLUE task its own, if none are named."""
-    train, dev = settings.train_file, settings.dev_file
-    if settings.glue and not train:
-        train = f"tfds:glue/{settings.glue}"
-        matched = "_matched" if settings.glue == "mnli" else ""
-        dev = dev or f"{train}:validation{matched}"
-    return tfds.with_split(train, "train"), tfds.with_split(dev, "validation")
-
-
-def _hold_out(
-    items: Sequence[Any], settings: TaskSettings
-) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Splits by a hash of the first text, so that none lies on both sides."""
-    limit, parts = settings.dev_share * 2.0**64, ([], [])
-    for item in items:
-        text = item.context if settings.kind == "span" else str(item[0])
-        parts[xxhash.xxh3_64_intdigest(text.encode()) < limit].append(item)
-    if not all(parts):
-        raise UserError(
-            f"config.task.dev_share={settings.dev_share}: of the {len(items)} examples "
-            f"of {settings.train_file} that leaves {len(parts[0])} to train and "
-            f"{len(parts[1])} to score on; set another share, or --config.task.dev_file"
-        )
-    return parts
-
-
-def _keep(settings: TaskSettings, path: str, items: Sequence[Any]) -> Sequence[Item]:
-    """The examples without those of `skip_label`."""
-    if not settings.skip_label:
-        return items
-    kept = [item for item in items if item.label != settings.skip_label]
-    if not kept:
-        raise UserError(
-            f"{path}: no example has another label than {settings.skip_label!r}, or "
-            "all are hidden (-1), as in test sets; name a file with labels"
-        )
-    return kept
-
-
-def _read(
-    settings: TaskSettings, path: str, encoding: str, labels: bool = True
-) -> Sequence[Item]:
-    text = settings.text_column
-    label = settings.label_column if labels else None
-    delimiter = {"": None, "tab": "\t"}.get(settings.delimiter, settings.delimiter)
-    if settings.kind == "span":
-        return questions(path, labels, encoding)
-    if settings.kind == "choice":
-        ends, start = settings.pair_column.split(","), settings.start_column or None
-        form = {"start": start, "delimiter": delimiter, "encoding": encoding}
-        return choices(path, [text], ends, label, **form)
-    if settings.kind != "tag":
-        pair, missing = settings.pair_column or None, settings.skip_label or None
-        form = {"delimiter": delimiter, "missing": missing, "encoding": encoding}
-        return table(path, text, pair, label, **form)
-    columns = _column(text), label and _column(label)
-    found = sentences(path, *columns, delimiter, encoding)
-    if labels:
-        check_scheme(found)
-    return found
-
-
-def _column(name: str) -> int | str:
-    return int(name) if name.lstrip("-").isdigit() else name
+_FEW = 20  # classes or labels
 
 
 def settle(
@@ -173,14 +55,15 @@ def settle(
             f"{', '.join(_SCORES[settings.kind])}"
         )
     labels = settings.labels
+    # What is held out of the training file has labels of the same set.
+    items = [*files.train, *([] if settings.dev_file else files.dev)]
     if settings.kind == "classify" and not labels:
-        labels = tuple(labelling.labels_of(files.train))  # pyright: ignore
+        labels = tuple(labelling.labels_of(items))  # pyright: ignore
+        _check_classes(labels, len(items), settings)
     if settings.kind == "tag" and not labels:
-        labels = words.tags_of(files.train)  # pyright: ignore
-    if settings.kind == "classify" and score == "f1" and len(labels) != 2:
-        raise UserError(
-            f"config.task.score={score}: needs two classes, there are {len(labels)}"
-        )
+        labels = words.tags_of(items)  # pyright: ignore
+    if settings.kind == "classify" and score == "f1":
+        _check_positive(settings.positive, labels)
     if settings.features.endswith("last_4") and config.model.layers < 4:
         raise UserError(
             f"config.task.features={settings.features}: needs 4 layers, and the model "
@@ -190,6 +73,11 @@ def settle(
     if settings.kind == "span" and tokenizer:
         shape = config.phases[0].length, settings.doc_stride, settings.null_windows
         examples = answers.count(tokenizer, files.train, *shape)  # pyright: ignore
+        if files.train and not examples:
+            raise UserError(
+                f"{settings.train_file}: no window of config.phases[0].length="
+                f"{config.phases[0].length} tokens holds an answer; set longer rows"
+            )
     epoch = -(-examples // config.phases[0].batch)
     return dataclasses.replace(
         config,
@@ -198,6 +86,36 @@ def settle(
         eval_every=min(config.eval_every, epoch),
         save_every=min(config.eval_every, epoch),
     )
+
+
+def _check_classes(
+    labels: Sequence[str], examples: int, settings: TaskSettings
+) -> None:
+    column = f"config.task.label_column={settings.label_column}"
+    if len(labels) == 1:
+        raise UserError(
+            f"{settings.train_file}: all labels are {labels[0]!r}, and a classifier "
+            f"needs two classes at least; is {column} right?"
+        )
+    if len(labels) == examples > _FEW:
+        raise UserError(
+            f"{settings.train_file}: each of {examples:,} examples has a label of its "
+            f"own; is {column} right? Numbers need --config.task.kind=regress"
+        )
+
+
+def _check_positive(positive: str, labels: Sequence[str]) -> None:
+    """Raise UserError unless it is clear which class F1 counts."""
+    if positive and positive not in labels:
+        raise UserError(
+            f"config.task.positive={positive}: no such label; use one of "
+            f"{', '.join(labels[:_FEW])}"
+        )
+    if not positive and len(labels) != 2:
+        raise UserError(
+            f"config.task.score=f1: needs two classes, there are {len(labels)}; or "
+            "name the class that counts with --config.task.positive=LABEL"
+        )
 
 
 class _Set(NamedTuple):
@@ -216,6 +134,7 @@ def _encode(
     tokenizer: TextTokenizer,
     labels: bool = True,
     share: float = 1.0,
+    unusable: Counter[str] | None = None,
 ) -> _Set:
     settings, limit = config.task, config.phases[0].length
     if settings.kind == "tag":
@@ -223,7 +142,7 @@ def _encode(
         return _Set(*words.encode(tokenizer, items, known, limit))
     if settings.kind == "span":
         shape = limit, settings.doc_stride, share
-        return _Set(*answers.encode(tokenizer, items, *shape))
+        return _Set(*answers.encode(tokenizer, items, *shape, unusable))
     if settings.kind == "choice":
         context = [item.context for item in items for _ in item.endings]
         ends = [ending for item in items for ending in item.endings]
@@ -262,14 +181,21 @@ class Labelled:
         note: Callable[[str], None] = print,
     ) -> None:
         self._config, self._unit, self._files = config, unit, files
+        self._positive = config.task.positive or "".join(config.task.labels[1:2])
         for text in files.notes:
             note(text)
-        share = config.task.null_windows
-        self._train = (
-            _encode(config, files.train, tokenizer, share=share)
-            if files.train
-            else None
-        )
+        share, unusable = config.task.null_windows, Counter[str]()
+        self._train = None
+        if files.train:
+            more = {"share": share, "unusable": unusable}
+            self._train = _encode(config, files.train, tokenizer, **more)
+        for reason, count in unusable.items():
+            note(f"{config.task.train_file}: {count:,} answers {reason}")
+        if config.task.kind == "classify" and config.task.score == "f1":
+            note(
+                f"f1 is that of label {self._positive!r}; "
+                "--config.task.positive=LABEL chooses another"
+            )
         self._dev = _encode(config, files.dev, tokenizer)
 
     def borders(self) -> list[int]:
@@ -305,9 +231,15 @@ class Labelled:
                 found = _split(logits, self._dev.parts)
                 gold, best = ([s.argmax() for s in part] for part in (right, found))
                 return {"eval_score": scores.accuracy(gold, best)}
-            return {"eval_score": measure(settings.score, logits, self._dev.labels)}
+            labels = self._dev.labels
+            if settings.score == "f1":
+                place = settings.labels.index(self._positive)
+                return {"eval_score": scores.f1(labels, logits.argmax(-1), place)}
+            return {"eval_score": measure(settings.score, logits, labels)}
 
         facts = {"dev_examples": len(self._files.dev), "score_name": settings.score}
+        if settings.kind == "classify" and settings.score == "f1":
+            facts["positive"] = self._positive
         return HeldOut(batches, facts, score)
 
 
@@ -316,15 +248,24 @@ def _span_scores(
 ) -> dict[str, float]:
     """Official scores; where questions may lack an answer, at the best threshold."""
     found = answers.decode(items, answers.Windows(*data), logits, settings.max_answer)
-    golds = {item.id: [text for text, _ in item.answers] for item in items}
+    # By number: ids may occur twice, in files that were put together.
+    golds = {str(n): [text for text, _ in q.answers] for n, q in enumerate(items)}
     some = any(item.impossible for item in items)
-    predicted = answers.choose(items, found, math.inf)
-    null = {q.id: one.null for q, one in zip(items, found, strict=True)}
-    result = scores.squad(predicted, golds, null if some else None, threshold=math.inf)
+    texts = answers.choose(found, math.inf)
+    predicted = {str(n): text for n, text in enumerate(texts)}
+    null = {str(n): one.null for n, one in enumerate(found)}
+    result = scores.squad(
+        predicted,
+        golds,
+        null if some else None,
+        language="ko" if settings.score == "korquad" else "en",
+        threshold=math.inf,
+    )
+    chosen = "f1" if settings.score == "korquad" else settings.score
     best = "best_" if some else ""
     more = {"eval_null_threshold": result["best_f1_threshold"]} if some else {}
     return {
-        "eval_score": result[f"{best}{settings.score}"],
+        "eval_score": result[f"{best}{chosen}"],
         "eval_exact": result[f"{best}exact"],
         "eval_f1": result[f"{best}f1"],
         **more,
@@ -393,9 +334,13 @@ class Unlabelled:
     ) -> None:
         self._settings, self._threshold = config.task, threshold
         path = tfds.with_split(path, "test")
-        self._items: Sequence[Any] = _read(
-            config.task, path, config.data.encoding, labels=False
-        )
+        source = Source(config.task, path, config.data.encoding, labels=False)
+        self._items: Sequence[Any] = source.items
+        self.notes, self.layout = list(source.notes), source.layout
+        if empty := sum(map(self._is_empty, self._items)):
+            self.notes.append(
+                f"{path}: {empty:,} rows have no text; their prediction is empty"
+            )
         self._set = _encode(config, self._items, tokenizer, labels=False)
         shape = config.phases[0]
         self.batches = _batches(config, self._set, shape, None, unit)
@@ -409,16 +354,17 @@ class Unlabelled:
         Returns:
           `prediction`, a label or a number, and of labels their `probabilities`; to
           tag, `words` and `tags` of each sentence; to answer, `id`, `prediction` and
-          `nbest`.
+          `nbest`. Of rows without a text `prediction` is None, of sentences without
+          words both lists are empty, of questions it is "".
         """
         settings = self._settings
         if settings.kind == "span":
             windows = answers.Windows(*self._set)
             found = answers.decode(self._items, windows, logits, settings.max_answer)
-            chosen = answers.choose(self._items, found, self._threshold)
+            chosen = answers.choose(found, self._threshold)
             return [
-                {"id": i, "prediction": text, "nbest": answers.nbest(one)}
-                for (i, text), one in zip(chosen.items(), found, strict=True)
+                {"id": q.id, "prediction": text, "nbest": answers.nbest(one)}
+                for q, text, one in zip(self._items, chosen, found, strict=True)
             ]
         if settings.kind == "tag":
             rest = iter(words.tags(logits, self._set.parts, settings.labels))
@@ -428,10 +374,24 @@ class Unlabelled:
             ]
         if settings.kind == "choice":
             found = map(_share, _split(logits, self._set.parts))
-            return [_named([str(i) for i in range(len(s))], s) for s in found]
-        if settings.kind == "regress":
-            return [{"prediction": round(float(value), 4)} for value in logits[:, 0]]
-        return [_named(settings.labels, row) for row in _share(logits)]
+            rows = [_named([str(i) for i in range(len(s))], s) for s in found]
+        elif settings.kind == "regress":
+            rows = [{"prediction": round(float(value), 4)} for value in logits[:, 0]]
+        else:
+            rows = [_named(settings.labels, row) for row in _share(logits)]
+        return [
+            dict.fromkeys(row) if self._is_empty(item) else row
+            for item, row in zip(self._items, rows, strict=True)
+        ]
+
+    def repeated(self) -> str | None:
+        """Describe the first id that two questions have, if there is one."""
+        return repeated(self._items) if self._settings.kind == "span" else None
+
+    def _is_empty(self, item: Any) -> bool:
+        if self._settings.kind == "span":
+            return not item.context.strip()
+        return not item.words if self._settings.kind == "tag" else is_empty(item)
 
 
 def _share(logits: np.ndarray) -> np.ndarray:

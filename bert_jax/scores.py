@@ -40,19 +40,20 @@ def accuracy(gold: Numbers, predicted: Numbers) -> float:
     return float(accuracy_score(*_paired(gold, predicted)))
 
 
-def f1(gold: Numbers, predicted: Numbers) -> float:
-    """F1 of the class 1 against the class 0.
+def f1(gold: Numbers, predicted: Numbers, positive: int = 1) -> float:
+    """F1 of one class against all others.
 
     Args:
-      gold: the right classes, 0 or 1 [n].
+      gold: the right classes [n].
       predicted: the classes to score [n].
+      positive: the class that counts.
 
     Returns:
-      In [0, 1], 0 if no item is rightly called 1; GLUE's score of MRPC and QQP.
+      In [0, 1], 0 if no item is rightly called positive; GLUE's score of MRPC and QQP.
     """
     from sklearn.metrics import f1_score
 
-    gold, predicted = _paired(gold, predicted)
+    gold, predicted = (x == positive for x in _paired(gold, predicted))
     # Without any 1 the score is 0 by default too, but with a warning.
     return float(f1_score(gold, predicted, zero_division=0))  # pyright: ignore
 
@@ -128,7 +129,7 @@ def entity_f1(gold: Tags, predicted: Tags) -> dict[str, Any]:
     2004-01-26, of the CoNLL-2000 and CoNLL-2003 shared tasks), which read IOB1, IOB2
     (BIO) and IOE alike: a change of type, or I- after O, begins an entity. S- and the
     B- after an E-, which that script does not know, always begin one and S- and E- end
-    one; L- and U- of BILOU mean E- and S-.
+    one; L- and U- of BILOU, M- of BMES and W- mean E- and S-, I- and S-.
 
     Args:
       gold: the right tags of each sentence, as O, B-PER, I-PER.
@@ -159,6 +160,9 @@ def entity_f1(gold: Tags, predicted: Tags) -> dict[str, Any]:
     return _ratios(right.total(), wanted.total(), found.total()) | {"types": types}
 
 
+_PREFIXES = {"L": "E", "U": "S", "W": "S", "M": "I"}
+
+
 # Not seqeval: its default mode follows the same rules, but takes L- and U- for tags
 # inside an entity (joining two U- of one type) and warns at each of them.
 def _entities(tags: Sequence[str] | np.ndarray) -> set[tuple[str, int, int]]:
@@ -167,11 +171,12 @@ def _entities(tags: Sequence[str] | np.ndarray) -> set[tuple[str, int, int]]:
     first, last, kind = 0, "O", ""
     for place, tag in enumerate((*tags, "O")):
         prefix, _, new = tag.partition("-")  # a type may contain hyphens
-        if prefix not in {*"BIESLU"} and tag != "O":
+        prefix = _PREFIXES.get(prefix, prefix)
+        if prefix not in {*"BIES"} and tag != "O":
             raise UserError(
                 f"tag {tag!r}: expected O, or a type after B-, I-, E-, S-, L- or U-"
             )
-        if prefix in {*"OBSU"} or last in {*"OESLU"} or new != kind:
+        if prefix in {*"OBS"} or last in {*"OES"} or new != kind:
             if last != "O":
                 entities.add((kind, first, place))
             first = place

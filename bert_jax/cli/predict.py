@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ import numpy as np
 from bert_jax.cli import submission
 from bert_jax.cli.arguments import parse
 from bert_jax.errors import UserError
+
+Rows = list[dict[str, Any]]
 
 EXAMPLE = "bert-jax predict --workdir=runs/sst2 --input=test.tsv --output=labels.tsv"
 
@@ -60,20 +63,21 @@ def main(argv: Sequence[str]) -> int:
     for output in outputs:
         if output.exists():
             raise UserError(f"{output} exists; choose another place, or remove it")
-    found = _predict(config, args.workdir, inputs)
+    by_id = not args.submission and outputs[0].suffix == ".json"
+    found = _predict(config, args.workdir, inputs, by_id)
     texts: dict[Path, str] = {}
     if args.submission:
-        for output, part, rows in zip(outputs, parts, found, strict=True):
+        for output, part, (rows, _) in zip(outputs, parts, found, strict=True):
             texts[output] = _table(submission.official(part, rows))
     else:
-        texts = _texts(outputs[0], found[0])
+        texts = _texts(outputs[0], *found[0])
     _write(texts)
     if args.json:
-        examples = sum(map(len, found))
+        examples = sum(len(rows) for rows, _ in found)
         where = args.submission or args.output
         print(json.dumps({"output": where, "examples": examples}))
     else:
-        for output, rows in zip(outputs, found, strict=True):
+        for output, (rows, _) in zip(outputs, found, strict=True):
             print(f"{output}: {len(rows):,} examples")
     return 0
 
@@ -89,12 +93,13 @@ def _output(args: argparse.Namespace, kind: str) -> Path:
     return output
 
 
-def _texts(output: Path, rows: list[dict[str, Any]]) -> dict[Path, str]:
+def _texts(output: Path, rows: Rows, layout: list[str | None]) -> dict[Path, str]:
     """What the files are to hold."""
     if output.suffix == ".jsonl":
         return {output: "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)}
     if output.suffix == ".tsv":
-        return {output: _table(rows)}
+        tags = "tags" in rows[0]
+        return {output: _words(rows, layout) if tags else _table(rows)}
     best = {row["id"]: row["prediction"] for row in rows}
     more = {row["id"]: row["nbest"] for row in rows}
     return {output: _object(best), output.with_suffix(".nbest.json"): _object(more)}
@@ -113,22 +118,38 @@ def _object(values: dict[str, Any]) -> str:
     return json.dumps(values, ensure_ascii=False, indent=1)
 
 
-def _table(rows: list[dict[str, Any]]) -> str:
-    """A GLUE submission; or words with their tags, a blank line after a sentence."""
-    if "tags" not in rows[0]:
-        labels = (f"{i}\t{row['prediction']}" for i, row in enumerate(rows))
-        return "\n".join(["index\tprediction", *labels])
-    lines = []
-    for row in rows:
-        pairs = zip(row["words"], row["tags"], strict=True)
-        lines += [*(f"{word}\t{tag}" for word, tag in pairs), ""]
-    return "\n".join(lines)
+def _table(rows: Rows) -> str:
+    """A GLUE submission: the number of each row and its prediction."""
+    given = ("" if row["prediction"] is None else row["prediction"] for row in rows)
+    lines = (f"{number}\t{value}" for number, value in enumerate(given))
+    return "\n".join(["index\tprediction", *lines])
+
+
+def _words(rows: Rows, layout: list[str | None]) -> str:
+    """Words with their tags, in the lines of the input or with a blank line after each.
+
+    Args:
+      rows: words and tags of each sentence.
+      layout: None for a line with a word, else the line; empty if the input had none.
+    """
+    if not layout:
+        layout = [line for row in rows for line in [*[None] * len(row["words"]), ""]]
+    pairs = (zip(row["words"], row["tags"], strict=True) for row in rows)
+    lines = (f"{word}\t{tag}" for pair in pairs for word, tag in pair)
+    return "\n".join(next(lines) if line is None else line for line in layout)
 
 
 def _predict(
-    config: Any, workdir: str, sources: Sequence[str]
-) -> list[list[dict[str, Any]]]:
-    """What the run says of each example of each source."""
+    config: Any, workdir: str, sources: Sequence[str], by_id: bool
+) -> list[tuple[Rows, list[str | None]]]:
+    """What the run says of each example of each source, and the source's layout.
+
+    Args:
+      config: of the run.
+      workdir: its directory.
+      sources: files or names of data sets.
+      by_id: answers are to be written by the ids of their questions.
+    """
     import jax
 
     from bert_jax import labelled, remote, sharding
@@ -162,13 +183,20 @@ def _predict(
         labelled.Unlabelled(config, source, tokenizer, unit, threshold)
         for source in sources
     ]
+    for data in sets:
+        if by_id and (twice := data.repeated()):
+            raise UserError(
+                f"{twice}; write --output=FILE.jsonl, with a line for each question"
+            )
+        for note in data.notes:
+            print(f"predict: {note}", file=sys.stderr)
     step, place = make_predict_step(task, mesh), sharding.batch_sharding(mesh)
     tokens = config.task.kind in ("tag", "span")
 
-    def describe(data: labelled.Unlabelled) -> list[dict[str, Any]]:
+    def describe(data: labelled.Unlabelled) -> tuple[Rows, list[str | None]]:
         batches = data.batches
         read = (device.to_device(batches.batch(n), place) for n in range(len(batches)))
         outputs = [np.asarray(step(params, batch)["logits"]) for batch in read]
-        return data.describe(batches.collect(outputs, tokens))
+        return data.describe(batches.collect(outputs, tokens)), data.layout
 
     return [describe(data) for data in sets]

@@ -92,6 +92,12 @@ def official(part: Part, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]
             f"{part.size:,}: it will not be accepted",
             file=sys.stderr,
         )
+    empty = [n for n, row in enumerate(rows) if row["prediction"] is None]
+    if empty:
+        raise UserError(
+            f"--submission: row {empty[0]} of {part.source} has no text, and GLUE "
+            "wants a label for every row; name another test set with --input"
+        )
     if part.file != "STS-B.tsv":
         return list(rows)
     numbers = (min(max(row["prediction"], 0.0), 5.0) for row in rows)

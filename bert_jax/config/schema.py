@@ -63,10 +63,14 @@ class TaskSettings:
     start_column: str = ""  # of the words that begin every choice, if there are any
     label_column: str = "label"
     skip_label: str = ""  # of examples to leave out (classify, regress); "" keeps all
-    delimiter: str = ""  # between columns: tab, or a character; "" is as usual
+    delimiter: str = ""  # between columns: tab, quoted_tab (with quotes as in .csv) or
+    # a character; "" is by the suffix
+    bad_rows: str = "auto"  # with missing or extra columns or without label: refuse,
+    # skip, or cut (extra columns at the end; skip others); auto: skip if glue is set
     doc_stride: int = 128  # [tokens] between the windows over a long text (span)
     null_windows: float = 1.0  # [share] trained on, of those without the answer (span)
     max_answer: int = 30  # [tokens] of the longest answer (span)
+    positive: str = ""  # label that score=f1 counts; "" is the second of two
     score: str = ""  # of the dev set, to choose the best step; "" is the kind's own
     features: str = ""  # of the frozen encoder, for an LSTM (tag); "" tunes it
     lstm: bool = False  # one between encoder and head, tuned with both

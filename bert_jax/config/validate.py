@@ -21,6 +21,7 @@ _CHOICES = {
         "encoder",
     ),
     "task.glue": ("", *"cola sst2 mrpc stsb qqp mnli qnli rte wnli".split()),
+    "task.bad_rows": ("auto", "refuse", "skip", "cut"),
     "task.features": (
         "",
         "embeddings",
@@ -117,6 +118,10 @@ def _group_problems(config: Config, decided: Mapping[str, str]) -> list[str]:
         )
     if config.task.skip_label and config.task.kind not in ("classify", "regress"):
         remedies["task.skip_label"] = "only classify and regress leave examples out"
+    if config.task.bad_rows in ("skip", "cut") and config.task.kind in ("tag", "span"):
+        remedies["task.bad_rows"] = "only tables of examples can do without a row"
+    if config.task.positive and config.task.kind != "classify":
+        remedies["task.positive"] = "needs config.task.kind=classify"
     if data.dtype == "uint16" and model.vocab_size > 2**16:
         remedies["data.dtype"] = "holds 65,536 tokens at most; use auto or uint32"
     if model.heads > 0 and model.hidden % model.heads:

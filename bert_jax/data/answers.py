@@ -4,6 +4,7 @@ Devlin et al. 2019, section 4.2: [CLS] question [SEP] text [SEP], the text cut i
 windows that overlap; an answer runs from the best start to the best end.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,10 @@ from bert_jax.data.tokenizer import TextTokenizer
 
 _QUESTION = 64  # [tokens] of a question; the rest is cut off
 _PURPOSE = 17  # of the draw of windows
+# Reasons for which tokens do not stand for an answer as it is written.
+INSIDE = "begin or end inside a token and are trained on with all of it"
+TOO_LONG = "are longer than a window allows and are left out"
+NO_TOKEN = "have no token, being white space or the like, and are left out"
 _BEST = 20  # starts and ends of a window that are tried, and answers kept
 
 
@@ -51,6 +56,7 @@ def encode(
     limit: int,
     stride: int,
     share: float = 1.0,
+    unusable: Counter[str] | None = None,
 ) -> Windows:
     """The windows of every question.
 
@@ -62,6 +68,9 @@ def encode(
         of the text that a window holds, so that windows overlap.
       share: of the windows beside the answer that are kept, of questions that have
         one in their text. On long texts nearly all windows are such.
+      unusable: to train, leaves out the questions whose answer no window holds and
+        counts them by reason; also counts answers that begin or end inside a token,
+        which are trained on with the whole token. None keeps all questions.
 
     Returns:
       The windows; one that does not hold the whole answer is labelled [CLS].
@@ -69,7 +78,7 @@ def encode(
     vocabulary = tokenizer.vocabulary()
     token, segment, where, label, owner = [], [], [], [], []
     size = [0]
-    for piece in _cut(tokenizer, questions, limit, stride, share):
+    for piece in _cut(tokenizer, questions, limit, stride, share, unusable):
         head = [vocabulary.cls, *piece.asked, *[vocabulary.sep] * tokenizer.separators]
         body = [*piece.text, vocabulary.sep]
         token += [*head, *body]
@@ -96,8 +105,9 @@ def count(
     stride: int,
     share: float = 1.0,
 ) -> int:
-    """How many windows `encode` makes of the same arguments."""
-    return sum(1 for _ in _cut(tokenizer, questions, limit, stride, share))
+    """How many windows `encode` makes of the same arguments, to train."""
+    shape = limit, stride, share
+    return sum(1 for _ in _cut(tokenizer, questions, *shape, Counter()))
 
 
 def _cut(
@@ -106,6 +116,7 @@ def _cut(
     limit: int,
     stride: int,
     share: float,
+    unusable: Counter[str] | None,
 ) -> Iterator[_Piece]:
     contexts = list(dict.fromkeys(question.context for question in questions))
     place = {context: i for i, context in enumerate(contexts)}
@@ -121,6 +132,11 @@ def _cut(
         first, last = _tokens_of(question, chars)
         room = limit - len(ask) - 3 - extra
         begins = _begins(len(text), room, min(stride, max(room // 2, 1)))
+        if unusable is not None and question.answers:
+            reason = _reason(question, chars, (first, last), begins, room)
+            unusable.update([reason] if reason else [])
+            if reason in (NO_TOKEN, TOO_LONG):
+                continue
         bits = hashing.draw(hashing.key(_PURPOSE, number), np.arange(len(begins)))
         kept = (hashing.uniform(bits) < share) | question.impossible
         for begin, keep in zip(begins, kept, strict=True):
@@ -129,6 +145,24 @@ def _cut(
                 answer = first - begin, last - begin
             if keep or answer:
                 yield _Piece(number, ask, text[part], chars[part], answer)
+
+
+def _reason(
+    question: Question,
+    chars: NDArray[np.int32],
+    tokens: tuple[int, int],
+    begins: range,
+    room: int,
+) -> str | None:
+    """Why the tokens are not just what the first answer says, if they are not."""
+    first, last = tokens
+    if first < 0:
+        return NO_TOKEN
+    if not any(begin <= first and last < begin + room for begin in begins):
+        return TOO_LONG
+    text, start = question.answers[0]
+    bare = start + len(text) - len(text.lstrip()), start + len(text.rstrip())
+    return INSIDE if (chars[first, 0], chars[last, 1]) != bare else None
 
 
 def _begins(count: int, room: int, stride: int) -> range:
@@ -192,20 +226,16 @@ def decode(
     return results
 
 
-def choose(
-    questions: Sequence[Question], found: Sequence[Candidates], threshold: float
-) -> dict[str, str]:
-    """The prediction for each question by its id: the best answer, or none.
+def choose(found: Sequence[Candidates], threshold: float) -> list[str]:
+    """The prediction for each question: the best answer, or "" for none.
 
     Args:
-      questions: as decoded.
       found: from `decode`.
       threshold: of `null`, above which there is no answer; infinity always answers.
     """
-    return {
-        question.id: one.best[0].text if one.best and one.null <= threshold else ""
-        for question, one in zip(questions, found, strict=True)
-    }
+    return [
+        one.best[0].text if one.best and one.null <= threshold else "" for one in found
+    ]
 
 
 def nbest(found: Candidates) -> list[dict[str, Any]]:

@@ -85,6 +85,9 @@ def _source_documents(
         source = tfds.with_split(source, "train")
         for record in tfds.stream(source):
             text = _text_of(record, data.text_key, source)
+            if _SURROGATE.search(text):
+                skipped["bad_utf8_lines"] += 1
+                continue
             yield _lines_of(text, skipped)
     else:
         for path in _matches(source):

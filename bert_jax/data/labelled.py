@@ -6,12 +6,16 @@ https://arxiv.org/abs/1808.05326) is the model for the choices.
 """
 
 import json
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 from bert_jax.data import tfds
-from bert_jax.data.records import Record, not_text, records
+from bert_jax.data.objects import not_text
+from bert_jax.data.records import BadRow, Record, Report, records
 from bert_jax.errors import UserError
+
+Item = TypeVar("Item")
 
 
 class Example(NamedTuple):
@@ -32,16 +36,28 @@ class Choice(NamedTuple):
     where: str  # file:line
 
 
+class Form(NamedTuple):
+    """How a file is written, and what becomes of rows that cannot be used."""
+
+    header: bool | None = None  # the first line names the columns; None: if one is
+    delimiter: str | None = None  # between columns; None: by the suffix
+    encoding: str = "utf-8"  # codec of a file without byte order mark
+    bad_rows: str = "refuse"  # or skip, or cut: skip, but not those with more columns
+
+
+_USUAL = Form()
+
+
 def table(
     path: str,
     text: str,
     pair: str | None = None,
     label: str | None = None,
     *,
-    header: bool | None = None,
-    delimiter: str | None = None,
     missing: str | None = None,
-    encoding: str = "utf-8",
+    numbers: bool = False,
+    form: Form = _USUAL,
+    report: Report | None = None,
 ) -> list[Example]:
     """Reads the examples of a table or of a file of JSON objects.
 
@@ -49,11 +65,13 @@ def table(
       path: as `records.records` takes it.
       text: the column of the text, by name or by number from 0.
       pair: the column of the second text, if there is one.
-      label: the column of the label; None for a file that is to be predicted.
-      header: whether the first line names the columns; None: if a name is given here.
-      delimiter: between the columns; None: what the suffix says.
+      label: the column of the label; None for a file that is to be predicted, of
+        which every row is kept: blank lines, and bad rows if they are not refused,
+        become examples without a text.
       missing: what stands for a label that is null, or hidden in TensorFlow Datasets.
-      encoding: of the characters of the file.
+      numbers: labels must be finite numbers.
+      form: of the file.
+      report: is filled in.
 
     Returns:
       One or more examples, in the order of the file.
@@ -62,15 +80,35 @@ def table(
       UserError: naming file and line; also if a label is missing.
     """
     columns = [text] + [column for column in (pair, label) if column is not None]
-    return [
-        Example(
+
+    def example(record: Record) -> Example:
+        found = None if label is None else _label(record, columns, missing)
+        if numbers and found not in (None, missing) and math.isnan(to_number(found)):
+            raise BadRow(
+                f"{record.where}: label {found!r} is not a number; correct it, or name "
+                "the column of the scores"
+            )
+        return Example(
             _text(record, columns, 0),
             None if pair is None else _text(record, columns, 1),
-            None if label is None else _label(record, columns, missing),
+            found,
             record.where,
         )
-        for record in records(path, columns, header, delimiter, encoding)
-    ]
+
+    def empty(where: str) -> Example:
+        return Example("", None if pair is None else "", None, where)
+
+    blank = empty if label is None else None
+    return _read(path, columns, example, blank, form, report or Report())
+
+
+def to_number(label: str) -> float:
+    """The number that a label is, NaN if it is none or not finite."""
+    try:
+        number = float(label)
+    except ValueError:
+        return math.nan
+    return number if math.isfinite(number) else math.nan
 
 
 def choices(
@@ -80,9 +118,8 @@ def choices(
     label: str | None = None,
     *,
     start: str | None = None,
-    header: bool | None = None,
-    delimiter: str | None = None,
-    encoding: str = "utf-8",
+    form: Form = _USUAL,
+    report: Report | None = None,
 ) -> list[Choice]:
     """Reads multiple choice questions of a table or of a file of JSON objects.
 
@@ -95,11 +132,10 @@ def choices(
       endings: the columns of the endings; or one JSON key that holds a list of them,
         which may then be of any length.
       label: the column of the right ending's number, from 0; None for a file that is
-        to be predicted.
+        to be predicted, as for `table`.
       start: the column of the words with which every ending begins, if there is one.
-      header: as for `table`.
-      delimiter: as for `table`.
-      encoding: as for `table`.
+      form: of the file.
+      report: is filled in.
 
     Returns:
       One or more questions, in the order of the file, each with two endings or more.
@@ -110,13 +146,13 @@ def choices(
     """
     columns = [*context, *endings]
     columns += [column for column in (start, label) if column is not None]
-    found: list[Choice] = []
-    for record in records(path, columns, header, delimiter, encoding):
+
+    def choice(record: Record) -> Choice:
         where, inside = record.where, len(context)
         given = _texts(record, columns, range(inside))
         ends = _texts(record, columns, range(inside, inside + len(endings)))
         if len(ends) < 2:
-            raise UserError(
+            raise BadRow(
                 f"{where}: {len(ends)} ending(s) to choose from; name the columns of "
                 "at least two, or the key of a list"
             )
@@ -125,32 +161,86 @@ def choices(
             ends = [f"{begin} {end.strip()}".strip() for end in ends]
         right = None if label is None else _label(record, columns)
         if right is not None and right not in map(str, range(len(ends))):
-            raise UserError(
+            raise BadRow(
                 f"{where}: label {right!r} is the number of no ending; use 0 to "
                 f"{len(ends) - 1}"
             )
         number = None if right is None else int(right)
-        found.append(Choice(" ".join(given), tuple(ends), number, where))
+        return Choice(" ".join(given), tuple(ends), number, where)
+
+    blank = (lambda at: Choice("", ("", ""), None, at)) if label is None else None
+    return _read(path, columns, choice, blank, form, report or Report())
+
+
+def is_empty(item: Example | Choice) -> bool:
+    """Whether an example has no text at all."""
+    if isinstance(item, Example):
+        return not (item.text.strip() or (item.pair or "").strip())
+    return not any(text.strip() for text in (item.context, *item.endings))
+
+
+def _read(
+    path: str,
+    columns: Sequence[str],
+    make: Callable[[Record], Item],
+    blank: Callable[[str], Item] | None,
+    form: Form,
+    report: Report,
+) -> list[Item]:
+    """The items of a file's rows.
+
+    Args:
+      path: of the file.
+      columns: that are wanted.
+      make: gives the item of a row, or raises BadRow.
+      blank: gives the item of a row that is bad or blank, by its place; None leaves
+        such rows out.
+      form: of the file.
+      report: is filled in.
+    """
+    kinds = {"blank": blank is not None, "cut": form.bad_rows == "cut"}
+    rows = records(path, columns, *form[:3], **kinds, report=report)
+    found: list[Item] = []
+    for record in rows:
+        try:
+            if record.fault:
+                raise BadRow(record.fault)
+            found.append(make(record))
+        except BadRow as error:
+            if form.bad_rows == "refuse":
+                raise UserError(
+                    f"{error}; or leave such rows out with --config.task.bad_rows=skip"
+                ) from None
+            report.faults.append(str(error))
+            if blank:
+                found.append(blank(record.where))
+    if 2 * len(report.faults) > report.rows:
+        raise UserError(
+            f"{path}: {len(report.faults):,} of {report.rows:,} rows cannot be used; "
+            f"the first for this reason: {report.faults[0]}"
+        )
     return found
 
 
 def _label(record: Record, columns: Sequence[str], instead: str | None = None) -> str:
     """The last column; a number or a truth value of JSON in JSON's spelling."""
-    value = instead if record.values[-1] is None else record.values[-1]
+    value = record.values[-1]
+    if value is None or value != value:  # null, or NaN
+        value = instead
     if isinstance(value, int | float):
         value = json.dumps(value)
     if isinstance(value, str) and value.strip():
         return value.strip()
     if value is None and tfds.is_named(record.where):
-        raise UserError(
+        raise BadRow(
             f"{record.where}: the label, column {columns[-1]!r}, is hidden (-1), as in "
             "test sets; name a split with labels"
         )
     missing = value is None or isinstance(value, str)
     what = "is missing" if missing else f"is a {type(value).__name__}"
-    raise UserError(
+    raise BadRow(
         f"{record.where}: the label, column {columns[-1]!r}, {what}; write it there, "
-        "or name no column of labels for a file that is to be predicted"
+        "or name another column in --config.task.label_column"
     )
 
 
@@ -169,8 +259,8 @@ def _texts(record: Record, columns: Sequence[str], numbers: range) -> list[str]:
 
 def _checked(value: Any, column: str, where: str) -> str:
     if wrong := not_text(value):
-        raise UserError(
+        raise BadRow(
             f"{where}: column {column!r} holds {wrong}; name the column of the text, "
-            "or mend it"
+            "or correct it"
         )
     return value

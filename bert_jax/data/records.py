@@ -1,35 +1,75 @@
 """Records of labelled sets: rows of tables, JSON objects, TensorFlow Datasets.
 
-Labelled sets are small beside a corpus, so a file is held in memory; and unlike in a
-corpus nothing may be skipped, so whatever is wrong ends the reading with its line.
+Labelled sets are small beside a corpus, so a file is held in memory. A row that cannot
+be used is yielded with its fault: whether it is left out is the caller's decision.
 """
 
 import csv
-import difflib
-import json
-import os
-import re
+import dataclasses
+import itertools
 from collections.abc import Container, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bert_jax.data import tfds
-from bert_jax.data.decompress import SUFFIXES
-from bert_jax.data.text import invalid, read
+from bert_jax.data.objects import (
+    SUFFIXES_OF_JSON,
+    holds_objects,
+    keys_of,
+    look_up,
+    objects,
+    suffix,
+    text,
+    unknown,
+)
 from bert_jax.errors import UserError
 
 _DELIMITERS = {".tsv": "\t", ".txt": "\t", ".csv": ","}
-_JSON = (".json", ".jsonl")
+_SUFFIXES = (*_DELIMITERS, *SUFFIXES_OF_JSON)
+QUOTED_TAB = "quoted_tab"  # delimiter of tables as spreadsheets write them
 _LONGEST_CELL = 1 << 27  # [characters] csv's own limit, 2^17, is less than some texts
-_SHOWN = 20  # columns or keys listed in a message
-_SPACE = re.compile(r"\s*")
-_NEXT = re.compile(r"\s*,\s*(?=\{)|\s*\]\s*\Z")  # after an object of an array
+
+
+class BadRow(UserError):
+    """A row that cannot be used, in a file that can."""
 
 
 class Record(NamedTuple):
     """The values of the columns that were asked for, in that order."""
 
-    values: list[Any]  # of a table always str
+    values: list[Any]  # of a table always str; none where there is a fault
     where: str  # file:line
+    fault: str = ""  # why the row cannot be used; "" if it can
+
+
+@dataclasses.dataclass
+class Report:
+    """What a reader left out of a file, or found odd in it."""
+
+    faults: list[str] = dataclasses.field(default_factory=list)  # of rows left out
+    quoted: list[str] = dataclasses.field(default_factory=list)  # file:line of rows
+    rows: int = 0  # rows of the file, without the header
+
+    def notes(self, path: str, kept: bool = False) -> list[str]:
+        """Return one sentence for each kind.
+
+        Args:
+          path: of the file.
+          kept: rows with faults stay, without a text, since the file is predicted.
+        """
+        found: list[str] = []
+        if self.faults:
+            what = "cannot be read" if kept else "are left out"
+            found.append(
+                f"{path}: {len(self.faults):,} of {self.rows:,} rows {what}, the first "
+                f"for this reason: {self.faults[0]}"
+            )
+        if self.quoted:
+            found.append(
+                f"{self.quoted[0]}: {len(self.quoted):,} rows have cells in quotes, "
+                "which are read as a part of the text; if a spreadsheet wrote the "
+                f"file, set --config.task.delimiter={QUOTED_TAB}"
+            )
+        return found
 
 
 def records(
@@ -38,6 +78,10 @@ def records(
     header: bool | None = None,
     delimiter: str | None = None,
     encoding: str = "utf-8",
+    *,
+    blank: bool = False,
+    cut: bool = False,
+    report: Report | None = None,
 ) -> Iterator[Record]:
     """Reads some columns of a table, or keys of JSON objects.
 
@@ -49,150 +93,60 @@ def records(
         `a|b|0` the first that is there counts.
       header: whether the first line names the columns; None: if it holds a name that
         is asked for, or no number is.
-      delimiter: between the cells, whatever the suffix; the tab means no quoting.
+      delimiter: between the cells, whatever the suffix; the tab means no quoting,
+        `quoted_tab` tabs and quotes as in .csv.
       encoding: as for `text`.
+      blank: also yield the blank lines of a table, as rows of empty cells.
+      cut: accept rows of a table with more cells than the first, whose last cells do
+        not matter.
+      report: its `quoted` and `rows` are filled in.
 
     Yields:
-      Records, one or more, in the order of the file.
+      Records, one or more, in the order of the file; rows with another number of cells
+      than the first and objects without a key with their fault.
 
     Raises:
-      UserError: naming file and line, of whatever is wrong with the file.
+      UserError: naming file and line, of whatever is wrong with the file as a whole.
     """
+    report = report or Report()
     if holds_objects(path) and (delimiter is None or tfds.is_named(path)):
         found = _keys(path, columns, encoding)
     else:
-        delimiter = delimiter or _DELIMITERS.get(_suffix(path))
-        if delimiter is None or len(delimiter) != 1 or delimiter in '\r\n"':
+        delimiter = delimiter or _DELIMITERS.get(suffix(path)) or ""
+        known = delimiter == QUOTED_TAB or len(delimiter) == 1
+        if not known or delimiter in '\r\n"':
             raise UserError(
                 f"{path}: cannot tell what stands between its columns; set the "
-                f"delimiter to one character, or use {' '.join([*_DELIMITERS, *_JSON])}"
+                f"delimiter to one character, or use {' '.join(_SUFFIXES)}"
             )
         rows = _rows(path, delimiter, encoding)
-        found = _columns(path, rows, columns, header, delimiter)
-    empty = True
+        table = _Table(path, delimiter, blank, cut, report)
+        found = _columns(table, rows, columns, header)
+    count = 0
     for record in found:
-        empty = False
+        count += 1
         yield record
-    if empty:
+    report.rows = count
+    if not count:
         raise UserError(f"{path}: no examples in it; give a file with at least one")
-
-
-def holds_objects(path: str) -> bool:
-    """Whether `objects` reads it, by its name."""
-    return tfds.is_named(path) or _suffix(path) in _JSON
-
-
-def _suffix(path: str) -> str:
-    """The suffix of a path, compression aside."""
-    stem, end = os.path.splitext(path)
-    return os.path.splitext(stem)[1] if end in SUFFIXES else end
-
-
-def text(path: str, encoding: str = "utf-8") -> str:
-    """Return the content of a file, decompressed, without a byte order mark.
-
-    Args:
-      path: of the file.
-      encoding: codec of the file if it has no byte order mark.
-
-    Raises:
-      UserError: the file cannot be read, is damaged, is in another encoding, or holds
-        no text.
-    """
-    content = read(path, encoding)
-    if (place := content.find("\0")) >= 0:
-        line = content.count("\n", 0, place) + 1
-        raise invalid(f"{path}:{line}: a NUL", path, encoding, content.encode())
-    if "\n" not in content and "\r" in content.rstrip("\r"):
-        raise UserError(
-            f"{path}:1: lines end with carriage returns alone; convert the file, for "
-            "example with tr '\\r' '\\n'"
-        )
-    return content
-
-
-def not_text(value: Any) -> str | None:
-    """What is wrong with a value of JSON that should be text; None if nothing is."""
-    if not isinstance(value, str):
-        return f"a {type(value).__name__}, not text"
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return "half a character (an escape such as \\ud800 alone)"
-    return None
-
-
-def objects(path: str, encoding: str = "utf-8") -> Iterator[tuple[str, dict[str, Any]]]:
-    """Reads JSON objects, on a line each or on several, or the records of a data set.
-
-    Args:
-      path: of the file, or `tfds:NAME[/CONFIG]:SPLIT`.
-      encoding: as for `text`.
-
-    Yields:
-      Where an object begins, `file:line`, and the object.
-
-    Raises:
-      UserError: something is no JSON object.
-    """
-    if tfds.is_named(path):
-        yield from tfds.examples(path)
-        return
-    content = text(path, encoding)
-    decoder = json.JSONDecoder()
-    line, counted, start = 1, 0, _skip_space(content, 0)
-    array = content.startswith("[", start)
-    if array:
-        start = _skip_space(content, start + 1)
-    while start < len(content):
-        line += content.count("\n", counted, start)
-        try:
-            value, end = decoder.raw_decode(content, start)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{line}: the object that begins here is not JSON ({error}); "
-                "mend it, or write the file anew with one object a line"
-            ) from None
-        if not isinstance(value, dict):
-            raise UserError(
-                f"{path}:{line}: a {type(value).__name__} where an object should be; "
-                "write one {...} for each example, one after another"
-            )
-        counted, start = start, _skip_space(content, end)
-        if array:
-            match = _NEXT.match(content, end)
-            if match is None:
-                raise UserError(
-                    f"{path}:{line}: neither another object nor the end of the array "
-                    "follows the object that begins here; mend it, or fetch the file "
-                    "again"
-                )
-            start = match.end()
-        yield f"{path}:{line}", value
-
-
-def _unknown(what: str, known: Sequence[str], name: str, remedy: str) -> UserError:
-    near = difflib.get_close_matches(name, known, 1, 0.5)
-    hint = f"; did you mean {near[0]!r}?" if near else f"; {remedy}"
-    listed = ", ".join(repr(other[:30]) for other in known[:_SHOWN])
-    more = ", ..." if len(known) > _SHOWN else ""
-    return UserError(f"{what} {name!r} among {listed}{more}{hint}")
-
-
-def _skip_space(content: str, start: int) -> int:
-    match = _SPACE.match(content, start)
-    return match.end() if match else start
 
 
 def _keys(path: str, columns: Sequence[str], encoding: str) -> Iterator[Record]:
     for where, found in objects(path, encoding):
-        keys = [_choose(column, found) for column in columns]
-        for key, column in zip(keys, columns, strict=True):
-            if key not in found:
-                raise _unknown(
-                    f"{where}: no key", list(found), column, "name one of these"
-                )
-        yield Record([found[key] for key in keys], where)
+        values: list[Any] = []
+        fault = ""
+        for column in columns:
+            for name in (column, *column.split("|")):
+                try:
+                    values.append(look_up(found, name))
+                    break
+                except KeyError:
+                    continue
+            else:
+                what, known = f"{where}: no key", keys_of(found)
+                fault = str(unknown(what, known, column, "name one of these"))
+                break
+        yield Record([] if fault else values, where, fault)
 
 
 def _choose(column: str, known: Container[str]) -> str:
@@ -202,15 +156,28 @@ def _choose(column: str, known: Container[str]) -> str:
     return next((name for name in names if name in known), next(numbers, column))
 
 
+class _Table(NamedTuple):
+    """A table and how it is to be read; as the arguments of `records`."""
+
+    path: str
+    delimiter: str
+    blank: bool
+    cut: bool
+    report: Report
+
+
 def _columns(
-    path: str,
+    table: _Table,
     rows: Iterator[tuple[int, list[str]]],
     columns: Sequence[str],
     header: bool | None,
-    delimiter: str,
 ) -> Iterator[Record]:
-    line, first = next(rows, (0, []))
-    if not first:
+    path, leading = table.path, []
+    for line, first in rows:
+        if first:
+            break
+        leading.append(line)
+    else:
         return
     names = [cell.strip() for cell in first]
     if header is None:
@@ -219,15 +186,47 @@ def _columns(
     names = names if header else []
     places = [_place(column, names, len(first), f"{path}:{line}") for column in columns]
     if not header:
-        yield Record([first[place] for place in places], f"{path}:{line}")
+        rows = itertools.chain([(n, []) for n in leading], [(line, first)], rows)
+    quoted: list[str] = []
+    doubled: list[str] = []
+    count = 0
     for number, row in rows:
-        if len(row) != len(first):
-            raise UserError(
-                f"{path}:{number}: {len(row)} columns, but line {line} has "
-                f"{len(first)}; mend the line, or set the delimiter if it is not "
-                f"{delimiter!r}"
-            )
-        yield Record([row[place] for place in places], f"{path}:{number}")
+        if not row and not table.blank:
+            continue
+        count += 1
+        where = f"{path}:{number}"
+        if not row:
+            yield Record([""] * len(places), where)
+        elif len(row) != len(first) and not (table.cut and len(row) > len(first)):
+            wanted = f"line {line} has {len(first)}"
+            yield Record([], where, _ragged(table, where, row, wanted))
+        else:
+            cells = list(filter(_is_quoted, row)) if table.delimiter == "\t" else []
+            if cells:
+                quoted.append(where)
+            if any('""' in cell[1:-1] for cell in cells):
+                doubled.append(where)
+            yield Record([row[place] for place in places], where)
+    # A sentence may be in quotes, but hardly every one.
+    table.report.quoted = quoted if len(quoted) == count > 1 else doubled
+
+
+def _is_quoted(cell: str) -> bool:
+    """Whether a cell is in quotes, with those inside doubled, as in CSV."""
+    return (
+        len(cell) > 1
+        and cell[0] == cell[-1] == '"'
+        and ('"' not in cell[1:-1].replace('""', ""))
+    )
+
+
+def _ragged(table: _Table, where: str, row: list[str], wanted: str) -> str:
+    remedy = f"correct the line, or set the delimiter if it is not {table.delimiter!r}"
+    if table.delimiter == "\t" and any(
+        c.startswith('"') != c.endswith('"') for c in row
+    ):
+        remedy += f", or {QUOTED_TAB} if cells are in quotes"
+    return f"{where}: {len(row)} columns, but {wanted}; {remedy}"
 
 
 def _place(column: str, names: list[str], width: int, where: str) -> int:
@@ -247,32 +246,41 @@ def _place(column: str, names: list[str], width: int, where: str) -> int:
             f"{where}: column {column!r} is a name, but there is said to be no header; "
             f"give a number from 0 to {width - 1}"
         )
-    raise _unknown(
+    if len(names) == 1 or f'"{column}"' in names:
+        raise UserError(
+            f"{where}: no column {column!r} among {', '.join(map(repr, names))}; set "
+            f"--config.task.delimiter, to {QUOTED_TAB} if tabs are between cells in "
+            "quotes"
+        )
+    raise unknown(
         f"{where}: no column",
         names,
         column,
-        "name one of these, or number the columns from 0 if this is no header",
+        "name one of these, number the columns from 0 if this is no header, or set "
+        "--config.task.delimiter",
     )
 
 
 def _rows(path: str, delimiter: str, encoding: str) -> Iterator[tuple[int, list[str]]]:
+    """The lines of a table, from 1, and their cells; none of a blank line."""
     lines = text(path, encoding).split("\n")
-    if delimiter == "\t":
-        for number, line in enumerate(lines, start=1):
-            if line := line.removesuffix("\r"):
-                yield number, line.split("\t")
-        return
-    csv.field_size_limit(_LONGEST_CELL)
     if not lines[-1]:
         lines.pop()
+    if delimiter == "\t":
+        for number, line in enumerate(lines, start=1):
+            line = line.removesuffix("\r")
+            yield number, line.split("\t") if line else []
+        return
+    csv.field_size_limit(_LONGEST_CELL)
     reader = csv.reader(
-        (line + "\n" for line in lines), delimiter=delimiter, strict=True
+        (line + "\n" for line in lines),
+        delimiter="\t" if delimiter == QUOTED_TAB else delimiter,
+        strict=True,
     )
     number = 1
     try:
         for row in reader:
-            if row:
-                yield number, row
+            yield number, row
             number = reader.line_num + 1
     except csv.Error as error:
         raise UserError(

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from bert_jax.data import tfds
-from bert_jax.data.records import not_text, objects, text
+from bert_jax.data.objects import not_text, objects, text
 from bert_jax.errors import UserError
 
 Answer = tuple[str, int]  # the text, and its first character in the context
@@ -25,6 +25,7 @@ class Question(NamedTuple):
     answers: tuple[Answer, ...]
     impossible: bool  # the context does not hold the answer
     title: str  # empty if the file has none
+    where: str = ""  # its place in the file
 
 
 class Report(NamedTuple):
@@ -69,25 +70,45 @@ def _from_json(path: str, labelled: bool, encoding: str) -> Iterator[Question]:
         root = json.loads(content)
     except json.JSONDecodeError as error:
         raise UserError(
-            f"{path}:{error.lineno}: not JSON ({error}); fetch the file again, or mend "
-            "it"
+            f"{path}:{error.lineno}: not JSON ({error}); fetch the file again, or "
+            "correct it"
         ) from None
+    except (ValueError, RecursionError) as error:  # numbers too long, nested too deep
+        raise UserError(f"{path}: not JSON ({error}); fetch the file again") from None
     for entry, at in _each(root, "data", path + ": "):
         if "paragraphs" not in entry and "question" in entry:
             yield _question(entry, entry, entry, at, labelled)
             continue
+        if "paragraphs" not in entry and "qas" in entry:
+            raise UserError(
+                f"{at}: qas without paragraphs, as in KorQuAD 2.0, whose answers are "
+                "parts of HTML; only the format of SQuAD and KorQuAD 1.0 is read"
+            )
         for paragraph, inside in _each(entry, "paragraphs", at + "."):
             for item, place in _each(paragraph, "qas", inside + "."):
                 yield _question(item, paragraph, entry, place, labelled)
+
+
+def repeated(questions: Sequence[Question]) -> str | None:
+    """Describe the first id that two questions have, if there is one."""
+    places: dict[str, str] = {}
+    for question in questions:
+        if question.id in places:
+            return f"{question.where}: id {question.id!r} is also that of " + (
+                places[question.id].partition(": ")[2] or places[question.id]
+            )
+        places[question.id] = question.where
+    return None
 
 
 def repair(questions: Sequence[Question]) -> tuple[list[Question], Report]:
     """Moves answers that are not where they are said to be, if their place is certain.
 
     It is, in this order: if the context holds the text just once; if without the white
-    space around it the text is at its place; if so it is held just once. Other answers
-    are dropped, and the questions that they leave without any: those are not
-    impossible, but cannot be trained on. To score, take all questions instead: that
+    space around it the text is at its place; if so it is held just once; if the text is
+    where the number leads as one of UTF-16 units, as JavaScript counts, or of bytes.
+    Other answers are dropped, and the questions that they leave without any: those are
+    not impossible, but cannot be trained on. To score, take all questions instead: that
     needs the texts only.
 
     Args:
@@ -128,6 +149,11 @@ def _locate(answer: Answer, context: str) -> Answer | None:
         return bare, start
     if (place := _only_place(bare, context)) is not None:
         return bare, place
+    for codec, size in (("utf-16-le", 2), ("utf-8", 1)):
+        before = context.encode(codec)[: max(start, 0) * size]
+        place = len(before.decode(codec, "ignore"))
+        if place != start and _is_at(string, place, context):
+            return string, place
     return None
 
 
@@ -163,17 +189,19 @@ def _question(
             f"{at}.answers: empty, though is_impossible is not true; give an answer, "
             "or set is_impossible"
         )
-    number = item.get("id")
+    key = next((key for key in ("id", "guid", "qid") if key in item), "id")
+    number = item.get(key)
     paragraph_at, entry_at = (
         (at, at) if flat else (at.rsplit(".", 1)[0], at.rsplit(".", 2)[0])
     )
     return Question(
-        str(number) if isinstance(number, int) else _string(item, "id", at),
+        str(number) if isinstance(number, int) else _string(item, key, at),
         _string(item, "question", at),
         _string(paragraph, "context", paragraph_at),
         answers,
         impossible,
         _string(entry, "title", entry_at) if entry.get("title") is not None else "",
+        at,
     )
 
 
@@ -199,7 +227,7 @@ def _answers(item: dict[str, Any], at: str, labelled: bool) -> tuple[Answer, ...
     found: list[Answer] = []
     for answer, where in listed:
         start = answer.get("answer_start")
-        if not isinstance(start, int):
+        if not isinstance(start, int) or isinstance(start, bool):
             raise UserError(
                 f"{where}.answer_start: missing or not a whole number; give the "
                 "answer's first character in the context"

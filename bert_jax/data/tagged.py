@@ -8,11 +8,22 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-from bert_jax.data.records import holds_objects, not_text, objects, text
+from bert_jax.data.objects import (
+    holds_objects,
+    keys_of,
+    look_up,
+    not_text,
+    objects,
+    text,
+)
 from bert_jax.errors import UserError
 
-_COMMENT = re.compile(r"##|# |#$")
-_TAG = re.compile(r"O|[BIES](-.+)?")
+_COMMENT = re.compile(r"##|#\s|#$|#(begin|end)\s")
+_TAG = re.compile(r"O|[BIESLUMW](-.+)?")
+# Tags of other schemes, to name the one that is meant: PER-B, PER_B, B_PER, b-per.
+_AFTER = re.compile(r"(.+)[-_/:]([BIESLUMW])", re.IGNORECASE)
+_BEFORE = re.compile(r"([BIESLUMW])[-_/:](.+)", re.IGNORECASE)
+_OUTSIDE = ("o", "0", "-", "_", "none", "null", "out", "outside", "other")
 _SPACES = re.compile(r"[ \t]+")
 _WORD_KEYS = ("words", "tokens")
 _TAG_KEYS = ("ner", "tags", "ner_tags", "labels")
@@ -38,12 +49,13 @@ def sentences(
     tag_column: int | str | None = -1,
     delimiter: str | None = None,
     encoding: str = "utf-8",
+    layout: list[str | None] | None = None,
 ) -> list[Sentence]:
     """Reads every sentence of a file of tagged words.
 
-    `-DOCSTART-` lines and comments are left out. A line that begins with `##`, or with
-    `#` and a space, is a comment unless it has as many columns as the others and a tag
-    that other words have: in tweets `#` is a word too.
+    `-DOCSTART-` lines and comments are left out. A line that begins with `##`, with `#`
+    and white space, or with `#begin` or `#end`, is a comment unless it has as many
+    columns as the others and a tag that other words have: in tweets `#` is a word too.
 
     Args:
       path: one word a line; or .json, .jsonl with lists of words and of tags in each
@@ -53,11 +65,13 @@ def sentences(
       tag_column: the same of the tags; one of `ner tags ner_tags labels`. None: the
         tags do not matter and may be missing; they are what stands there.
       delimiter: the tab, which keeps a word that is a space; None: any white space.
-      encoding: of the characters of the file.
+      encoding: codec of a file without byte order mark.
+      layout: is filled with the lines of a file of lines: None for a word, else the
+        line itself.
 
     Returns:
-      One or more sentences of at least a word, in the order of the file. Tags are as
-      in the file, whatever their scheme.
+      One or more sentences, in the order of the file; objects may have no words. Tags
+      are as in the file, whatever their scheme.
 
     Raises:
       UserError: naming file and line, of whatever is wrong with the file.
@@ -69,9 +83,13 @@ def sentences(
         ]
     else:
         rows = _rows(path, delimiter, encoding)
-        found = list(_from_lines(path, rows, word_column, tag_column, delimiter))
-    found = [sentence for sentence in found if sentence.words]
-    if not found:
+        lines: list[str | None] = [row.raw for row in rows]
+        columns = word_column, tag_column
+        found = list(_from_lines(path, rows, columns, delimiter, lines))
+        if layout is not None:
+            layout[:] = lines[:-1] if lines[-1] == "" else lines
+    labelled = tag_column is not None
+    if not found or labelled and not any(sentence.words for sentence in found):
         raise UserError(f"{path}: no sentences in it; give a file with at least one")
     return found
 
@@ -79,8 +97,8 @@ def sentences(
 def check_scheme(sentences: Sequence[Sentence]) -> None:
     """Makes sure that every tag is of a scheme that marks spans.
 
-    These are BIO, IOB1 and BIOES: `O`, or one of `B I E S`, alone or before a hyphen
-    and a type. Parts of speech, for example, are not.
+    These are BIO, IOB1, BIOES, BILOU and BMES: `O`, or one of `B I E S L U M W`, alone
+    or before a hyphen and a type. Parts of speech, for example, are not.
 
     Raises:
       UserError: naming file, line and word of the first tag that is not.
@@ -94,18 +112,32 @@ def check_scheme(sentences: Sequence[Sentence]) -> None:
                 raise UserError(
                     f"{sentence.where}, word {number + 1} of the sentence "
                     f"({sentence.words[number]!r}): tag {tag!r} neither is O nor "
-                    "begins with B-, I-, E- or S-; convert the tags to BIO"
+                    "begins with B-, I-, E-, S-, L- or U-; convert the tags to BIO, "
+                    f"{_example(tag)}"
                 )
             known.add(tag)
+
+
+def _example(tag: str) -> str:
+    """How a tag of another scheme is to be written."""
+    if tag.isdecimal():
+        return "names in place of numbers, such as O and B-PER"
+    if tag.lower() in _OUTSIDE:
+        return f"here {tag!r} to 'O'"
+    if match := _AFTER.fullmatch(tag) or _BEFORE.fullmatch(tag):
+        kind, place = match.groups() if match.re is _AFTER else match.groups()[::-1]
+        return f"here {tag!r} to '{place.upper()}-{kind}'"
+    return "such as B-PER for the first word of a person's name, O outside of names"
 
 
 def _from_lines(
     path: str,
     rows: list[_Row],
-    word_column: int | str,
-    tag_column: int | str | None,
+    columns: tuple[int | str, int | str | None],
     delimiter: str | None,
+    layout: list[str | None],
 ) -> Iterator[Sentence]:
+    word_column, tag_column = columns
     certain = [row for row in rows if row.fields and not row.raw.startswith("#")]
     if not certain:
         certain = [row for row in rows if row.fields and not _COMMENT.match(row.raw)]
@@ -120,20 +152,27 @@ def _from_lines(
             f"{where}: words and tags would be the same of {width} column(s); {remedy}"
         )
     tags = {row.fields[tag] for row in certain if len(row.fields) == width}
+    bare = tag_column is None and width == 1  # a "#" alone is a word there
     sentence = Sentence([], [], "")
     for row in rows:
         agrees = len(row.fields) == width
         if not row.fields:
-            yield sentence
+            if sentence.words:
+                yield sentence
             sentence = Sentence([], [], "")
-        elif _COMMENT.match(row.raw) and not (agrees and row.fields[tag] in tags):
+        elif _COMMENT.match(row.raw) and not (
+            agrees
+            and (bare or row.fields[tag] in tags or _TAG.fullmatch(row.fields[tag]))
+        ):
             continue
         elif not agrees:
             raise UserError(
                 f"{path}:{row.line}: {len(row.fields)} column(s), but line "
                 f"{first.line} has {width}; {remedy}"
+                + ", or put a space after the # of a comment"
+                * row.raw.startswith("#")
             )
-        elif not (row.fields[word] and row.fields[tag]):
+        elif not (row.fields[word] and (row.fields[tag] or tag_column is None)):
             raise UserError(
                 f"{path}:{row.line}: the word or its tag is empty; write both, or "
                 "leave the line out"
@@ -143,7 +182,9 @@ def _from_lines(
                 sentence = sentence._replace(where=f"{path}:{row.line}")
             sentence.words.append(row.fields[word])
             sentence.tags.append(row.fields[tag])
-    yield sentence
+            layout[row.line - 1] = None
+    if sentence.words:
+        yield sentence
 
 
 def _rows(path: str, delimiter: str | None, encoding: str) -> list[_Row]:
@@ -151,8 +192,13 @@ def _rows(path: str, delimiter: str | None, encoding: str) -> list[_Row]:
     rows: list[_Row] = []
     for number, raw in enumerate(text(path, encoding).split("\n"), start=1):
         raw = raw.removesuffix("\r")
+        if "\r" in raw:
+            raise UserError(
+                f"{path}:{number}: a carriage return inside the line; convert the line "
+                "ends, for example with tr '\\r' '\\n'"
+            )
         bare = raw.strip(" \t")
-        if not bare or bare.startswith("-DOCSTART-"):
+        if not raw.strip() or bare.startswith("-DOCSTART-"):
             fields: list[str] = []
         elif delimiter is None:  # not str.split: other spaces may be part of a word
             fields = _SPACES.split(bare)
@@ -199,19 +245,29 @@ def _list(
     record: dict[str, Any], column: int | str, usual: Sequence[str], where: str
 ) -> list[str]:
     keys = [column] if isinstance(column, str) else usual
-    key = next((key for key in keys if key in record), None)
-    if key is None:
+    for key in keys:
+        try:
+            values = look_up(record, key)
+            break
+        except KeyError:
+            continue
+    else:
         raise UserError(
             f"{where}: no key {' or '.join(map(repr, keys))}; name one of "
-            + ", ".join(map(repr, record))
+            + ", ".join(map(repr, keys_of(record)))
         )
-    values = record[key]
-    if not (
-        isinstance(values, list)
-        and all(value and not_text(value) is None for value in values)
-    ):
+    if not isinstance(values, list):
         raise UserError(
-            f"{where}: key {key!r} does not hold a list of texts; write words and tags "
-            "by name, not by number"
+            f"{where}: key {key!r} does not hold a list of texts, but a "
+            f"{type(values).__name__}"
         )
+    for number, value in enumerate(values, start=1):
+        wrong = not_text(value)
+        if wrong is None and not value and usual is _TAG_KEYS:
+            wrong = "an empty text"
+        if wrong:
+            raise UserError(
+                f"{where}: key {key!r} does not hold a list of texts: number {number} "
+                f"is {wrong}; write words and tags by name, not by number"
+            )
     return values

@@ -104,7 +104,9 @@ def _plain(values: Any, feature: Any, numbered: bool) -> list[Any]:
             if value < 0:
                 return None
             return str(value) if numbered else feature.int2str(value)
-        return value.decode() if isinstance(value, bytes) else value
+        if isinstance(value, bytes):  # readers check it: not all of it need be text
+            return value.decode(errors="surrogateescape")
+        return value
 
     ragged = hasattr(values, "to_list")
     return plain(values.to_list() if ragged else values.numpy().tolist())

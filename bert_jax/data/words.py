@@ -57,8 +57,8 @@ def encode(
             if labels and tag not in number:
                 raise UserError(
                     f"{sentence.where}: the tag {tag!r} of {text!r} did not occur in "
-                    f"training, whose tags are {', '.join(labels)}; mend it, or train "
-                    "on it too"
+                    f"training, whose tags are {', '.join(labels)}; correct it, or "
+                    "train with it in --config.task.labels"
                 )
             pieces = ids[offset[word] : offset[word + 1]].tolist()[: limit - 2]
             if len(token) - ends[-1] + len(pieces) > limit - 1:
@@ -95,4 +95,5 @@ def tags(
       labels: of the classes.
     """
     best = logits.argmax(-1)[first]
-    return [labels[int(i)] for i in np.where(first >= 0, best, 0)]
+    none = labels.index("O") if "O" in labels else 0
+    return [labels[int(i)] for i in np.where(first >= 0, best, none)]

@@ -11,7 +11,7 @@ import zstandard
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bert_jax.data.labelled import Choice, choices, table
+from bert_jax.data.labelled import Choice, Form, choices, table
 from bert_jax.data.labels import label_ids, labels_of, to_numbers
 from bert_jax.errors import UserError
 
@@ -133,12 +133,13 @@ def test_tables_may_be_compressed(tmp_path, compression):
 
 def test_the_header_and_the_delimiter_can_be_set(tmp_path):
     path = put(tmp_path, "a.csv", "a;7\n1;2\n")
-    found = table(path, "7", label="0", header=True, delimiter=";")
+    form = Form(header=True, delimiter=";")
+    found = table(path, "7", label="0", form=form)
     assert found == [("2", None, "1", f"{path}:2")]
-    found = table(path, "1", header=True, delimiter=";")
+    found = table(path, "1", form=form)
     assert [one.text for one in found] == ["2"]
     path = put(tmp_path, "a.odd", 'a\t"b\n')
-    assert [one.text for one in table(path, "1", delimiter="\t")] == ['"b']
+    assert [one.text for one in table(path, "1", form=Form(delimiter="\t"))] == ['"b']
 
 
 def test_a_cell_may_be_as_long_as_a_book(tmp_path):
@@ -167,7 +168,7 @@ HEAD = "sentence\tlabel\n"
         (
             "a.tsv",
             "a\t1\n",
-            NAMED | {"header": False},
+            NAMED | {"form": Form(header=False)},
             r"a\.tsv:1: .*no header.*0 to 1",
         ),
         ("a.tsv", HEAD + "a\t1\nb\n", NAMED, r"a\.tsv:3: 1 columns, but line 1 has 2"),
@@ -186,7 +187,12 @@ HEAD = "sentence\tlabel\n"
         ("a.csv", 'a,1\n"b" c,2\n', {"text": "0"}, r"a\.csv:2: not CSV"),
         ("a.csv", "a,1\nb\rc,2\n", {"text": "0"}, r"a\.csv:2: not CSV.*line ends"),
         ("a.xyz", "a", {"text": "0"}, r"a\.xyz: .*delimiter.*\.tsv.*\.jsonl"),
-        ("a.csv", "a", {"text": "0", "delimiter": "||"}, "delimiter to one character"),
+        (
+            "a.csv",
+            "a",
+            {"text": "0", "form": Form(delimiter="||")},
+            "delimiter to one character",
+        ),
         ("a.jsonl", '{"sentence": "a"}', NAMED, r"a\.jsonl:1: no key 'label' among"),
         ("a.jsonl", '{"sentence": 1, "label": 1}', NAMED, ":1: .*a int, not text"),
         ("a.json", '{"sentence": "a", "label": []}', NAMED, ":1: .*label.* is a list"),
@@ -232,7 +238,7 @@ def test_label_ids_follow_the_labels_of_training(tmp_path):
     ids = label_ids(examples, ["a", "b"])
     assert ids.tolist() == [1, 0, 1]
     assert ids.dtype == np.int32
-    with pytest.raises(UserError, match=r"l\.tsv:2: label 'a' .*are 'b', 'c'; mend"):
+    with pytest.raises(UserError, match=r"l\.tsv:2: label 'a' .*are 'b', 'c'; correct"):
         label_ids(examples, ["b", "c"])
     with pytest.raises(UserError, match=r"'19', \.\.\. \(30 in all\)"):
         label_ids(examples, list(map(str, range(30))))

@@ -70,7 +70,7 @@ def flat(question):
 @given(expected=st.lists(QUESTION, min_size=1, max_size=5))
 def test_questions_come_back_and_need_no_repair(folder, write, expected):
     path = put(folder, {"data": list(map(write, expected))})
-    found = questions(path)
+    found = [one._replace(where="") for one in questions(path)]
     assert found == expected
     assert repair(found) == (expected, Report(0, 0, 0, []))
 
@@ -169,7 +169,7 @@ def test_mistakes_are_named_with_their_place(tmp_path, content, message):
 
 def test_a_file_to_be_predicted_needs_no_answers(tmp_path):
     path = put(tmp_path, one(without("answers")))
-    assert questions(path, labelled=False)[1] == ("1", "?", "a b", (), False, "")
+    assert questions(path, labelled=False)[1][:6] == ("1", "?", "a b", (), False, "")
 
 
 # Counted with json alone.

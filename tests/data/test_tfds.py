@@ -98,7 +98,7 @@ def test_questions_have_their_answers(folder, version):
     found = questions(f"tfds:squad/{version}:validation")
     first = ("q1", "what?", "so it is", (("it", 3), ("it is", 3)), False, "t")
     second = ("q2", "what?", "so it is", (), True, "t")
-    assert found == [first, second][: len(rows)]
+    assert [one[:6] for one in found] == [first, second][: len(rows)]
 
 
 def test_choices_may_be_a_list(folder):
