@@ -4,9 +4,6 @@ import itertools
 import json
 import math
 import re
-import shutil
-import subprocess
-import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -432,15 +429,6 @@ def test_mistakes_are_one_message(tmp_path, monkeypatch, capsys, words, message)
     told = capsys.readouterr().err
     assert told.count("bert-jax: error:") == 1 and message in told
     assert sorted(tmp_path.rglob("*")) == before
-
-
-def test_a_wheel_has_the_page(tmp_path):
-    for name in ("setup.py", "pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path)
-    shutil.copytree(ROOT / "bert_jax", tmp_path / "bert_jax")
-    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib=built"]
-    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-    assert (tmp_path / "built/bert_jax/report.html").read_text("utf-8") == TEMPLATE
 
 
 # --- Colours ---
