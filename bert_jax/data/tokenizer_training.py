@@ -5,7 +5,6 @@ process to process; here the alphabet is chosen and ordered beforehand.
 """
 
 import io
-import itertools
 from collections import Counter
 
 import sentencepiece
@@ -14,6 +13,7 @@ from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 
 from bert_jax import config
 from bert_jax.data.subword_models import SPACE, SPECIAL, word_piece
+from bert_jax.data.word_cache import batches
 
 _UNIGRAM_CHARACTERS = 12_000_000  # more takes minutes and gigabytes, and gains little
 _ALPHABET_SHARE = 8  # at most one in so many tokens of a vocabulary is a letter
@@ -94,9 +94,8 @@ def _alphabets(
         words.update(text.split())
     first: Counter[str] = Counter()
     later: Counter[str] = Counter()
-    waiting = iter(words)
-    while block := " ".join(itertools.islice(waiting, 1000)):
-        plain = tokenizer.normalizer.normalize_str(block)
+    for some in batches(list(words)):
+        plain = tokenizer.normalizer.normalize_str(" ".join(some))
         for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(plain):
             first[word[0]] += 1
             later.update(word[1:])
