@@ -1,6 +1,7 @@
 """Learning curves of runs as a PNG, from their metrics.jsonl."""
 
 import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,11 @@ def draw(workdirs: Sequence[str | Path], path: str | Path) -> None:
         facts = json.loads(summary.read_text()) if summary.is_file() else {}
         _loss(left, lines, facts.get("unigram_loss"))
         _score(right, lines, facts)
-        left.set(title=Path(workdir).resolve().name)
-    figure.savefig(path)
+        name = Path(workdir).resolve().name.encode("utf-8", "replace").decode()
+        left.set_title(name, parse_math=False)  # `$` is a letter here
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a font without some letters
+        figure.savefig(path)
 
 
 def points(lines: list[dict[str, Any]], name: str) -> list[list[Any]]:

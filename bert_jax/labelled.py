@@ -118,6 +118,20 @@ def _check_positive(positive: str, labels: Sequence[str]) -> None:
         )
 
 
+def facts(config: Config, files: Files) -> dict[str, Any]:
+    """Numbers and fingerprints of the examples that were read, and the labels."""
+    found: dict[str, Any] = {"labels": list(config.task.labels)}
+    for name, items in (("train", files.train), ("dev", files.dev)):
+        if items:
+            digest = xxhash.xxh3_64()
+            for item in items:
+                values = item._asdict()
+                values.pop("where", None)  # the file may move
+                digest.update(repr(values).encode("utf-8", "replace"))
+            found[name] = {"examples": len(items), "fingerprint": digest.hexdigest()}
+    return found
+
+
 class _Set(NamedTuple):
     """One file, encoded."""
 
@@ -182,6 +196,7 @@ class Labelled:
     ) -> None:
         self._config, self._unit, self._files = config, unit, files
         self._positive = config.task.positive or "".join(config.task.labels[1:2])
+        self._vocabulary = tokenizer.vocabulary().hash
         for text in files.notes:
             note(text)
         share, unusable = config.task.null_windows, Counter[str]()
@@ -202,10 +217,9 @@ class Labelled:
         """No steps: every phase is scored on the same dev set."""
         return []
 
-    def fingerprint(self) -> str:
-        """Hash of the examples of both files."""
-        text = repr((self._files.train, self._files.dev))
-        return xxhash.xxh3_64_hexdigest(text.encode())
+    def facts(self) -> dict[str, Any]:
+        """Fingerprints of the examples, labels and vocabulary."""
+        return {**facts(self._config, self._files), "vocabulary": self._vocabulary}
 
     def batches(self, phase: int) -> ExampleBatches:
         """Training batches, shuffled anew in every epoch."""

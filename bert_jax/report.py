@@ -27,7 +27,7 @@ from bert_jax import config as configs
 from bert_jax import goodput, log
 from bert_jax.curves import points
 from bert_jax.errors import UserError
-from bert_jax.run import finished
+from bert_jax.rundir import finished
 
 _BUCKETS = 250  # of a curve; each keeps its least and its greatest point
 _KNOTS = 200  # where steps are told as tokens and hours; linear between them

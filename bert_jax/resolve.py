@@ -28,7 +28,21 @@ def resolve(
     Raises:
       UserError: with all broken rules, or that a file or a model is missing or wrong.
     """
-    config = with_weights(config)
+    return labelled_files(with_weights(config), read)
+
+
+def labelled_files(
+    config: Config, read: Callable[..., labelled.Files] = labelled.read
+) -> tuple[Config, labelled.Files | None]:
+    """Return the config with what labelled files decide, and their examples.
+
+    Args:
+      config: config from `with_weights`.
+      read: function that reads the files of `config.task`.
+
+    Raises:
+      UserError: a file is missing or wrong.
+    """
     if config.task.kind not in labelled.KINDS:
         return config, None
     tokenizer = own_tokenizer(config)

@@ -1,37 +1,32 @@
 """What a run is made of: its directory, its data and its compiled parts."""
 
-import contextlib
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import optax
+import xxhash
 from jax.sharding import Mesh
 
-from bert_jax import distributed, labelled, log, optim, remote, sharding, teacher
-from bert_jax.config import Config, Model, load, to_json
+from bert_jax import distributed, labelled, optim, remote, rundir, sharding, teacher
+from bert_jax.config import Config, Model
 from bert_jax.data import prepare
 from bert_jax.data.pipeline import Batches
 from bert_jax.data.store import Store, open_store
 from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.evaluate import HeldOut, held_out
-from bert_jax.initial import as_trained, fit_vocabulary
+from bert_jax.initial import fit_vocabulary
 from bert_jax.resolve import own_tokenizer
 from bert_jax.tasks import Task, frozen
 from bert_jax.tasks.classify import classify, untrained
 from bert_jax.tasks.distill import distill
 from bert_jax.tasks.pretrain import pretrain
 from bert_jax.tasks.span import span
-
-# Settings that may differ when a run is continued: they change no result.
-_FREE = (
-    *("log_every", "eval_every", "save_every", "keep_last", "keep_best"),
-    *("mesh", "hang_after"),
-)
 
 
 @runtime_checkable
@@ -50,8 +45,8 @@ class Data(Protocol):
         """Steps at which the held-out set becomes another one, so do its scores."""
         ...
 
-    def fingerprint(self) -> str:
-        """Equal in two processes that have the same examples."""
+    def facts(self) -> dict[str, Any]:
+        """Fingerprints for `rundir.compare`, equal where the examples are."""
         ...
 
 
@@ -75,10 +70,16 @@ class Stored(NamedTuple):
         rows = [(phase.length, phase.max_packed) for phase in phases]
         return [starts[i] for i in range(1, len(rows)) if rows[i] != rows[i - 1]]
 
-    def fingerprint(self) -> str:
-        """Sizes, vocabulary and, of all but old stores, checksums."""
-        names = "documents", "sentences", "tokens", "vocabulary", "checksums"
-        return json.dumps({name: self.store.manifest.get(name) for name in names})
+    def facts(self) -> dict[str, Any]:
+        """Sizes and, of all but old stores, fingerprint of the arrays; vocabulary."""
+        manifest = self.store.manifest
+        names = "documents", "sentences", "tokens"
+        facts: dict[str, Any] = {name: manifest[name] for name in names}
+        sums = manifest.get("checksums")
+        if sums:
+            arrays = {n: sums[n] for n in sorted(sums) if n.endswith((".npy", ".bin"))}
+            facts["fingerprint"] = xxhash.xxh3_64_hexdigest(json.dumps(arrays).encode())
+        return {"store": facts, "vocabulary": self.store.vocabulary.hash}
 
 
 class Run(NamedTuple):
@@ -105,6 +106,7 @@ def assemble(
     note: Callable[[str], None],
     files: labelled.Files | None = None,
     teach: bool = False,
+    other: bool = False,
 ) -> Run:
     """Opens or prepares the data and builds the parts, checking them together.
 
@@ -114,6 +116,8 @@ def assemble(
       note: is told what takes long.
       files: from `resolve`.
       teach: the run is to be trained, by `config.distill.teacher` if that is set.
+      other: other data than the run's own are wanted, and of these only the
+        vocabulary has to be the same.
 
     Returns:
       The run; nothing but a teacher is on the devices yet.
@@ -124,6 +128,8 @@ def assemble(
     mesh = sharding.make_mesh(config.mesh)
     if config.task.kind in labelled.KINDS:
         files = files or labelled.read(config.task, encoding=config.data.encoding)
+        facts = labelled.facts(config, files)
+        rundir.compare(workdir, {} if other else facts)
         return _labelled(config, mesh, files, note, teach)
     if config.task.kind != "pretrain":
         raise UserError(
@@ -132,17 +138,10 @@ def assemble(
         )
     for i, phase in enumerate(config.phases):
         sharding.check_batch(mesh, phase, i)
+    store = _store(config, workdir, note, other)
     directory = store_directory(config, workdir)
-    if not (config.data.store and remote.exists(directory, remote.MANIFEST)):
-
-        def prepared() -> None:
-            # The text need not be on the other hosts, if the store will come to them.
-            if distributed.index() == 0 or not remote.is_remote(directory):
-                workers = config.data.num_workers
-                prepare.prepare_store(config, directory, workers, note)
-
-        distributed.primary_first("store", prepared)
-    store = open_store(directory, note)
+    facts = Stored(store, config).facts()
+    rundir.compare(workdir, {"vocabulary": facts["vocabulary"]} if other else facts)
     size, limit = store.vocabulary.size, config.model.vocab_size
     if size > limit:
         raise UserError(
@@ -160,6 +159,37 @@ def assemble(
     config = fit_vocabulary(config, size)
     tokenizer = load_tokenizer(store.path, config.tokenizer)
     return _run(config, tokenizer, Stored(store, config), mesh, note, teach)
+
+
+def _store(
+    config: Config, workdir: str, note: Callable[[str], None], other: bool
+) -> Store:
+    """Opens the token store, prepared now if the run has not begun."""
+    directory = store_directory(config, workdir)
+    ready = remote.exists(directory, remote.MANIFEST)
+    begun = "store" in rundir.origin(workdir) and not other
+    if begun and not ready:
+        flags = {
+            "config": Path(workdir, "config.json"),
+            "config.data.store": directory,
+            "config.tokenizer.path": Path(workdir, "tokenizer"),
+        }
+        again = shlex.join(f"--{name}={value}" for name, value in flags.items())
+        raise UserError(
+            f"{directory}: the run's token store is not there any more; name its "
+            "place by --config.data.store=DIR, or make it again from the same text: "
+            f"bert-jax prepare {again}"
+        )
+    if not (ready and (begun or config.data.store)):
+
+        def prepared() -> None:
+            # The text need not be on the other hosts, if the store will come to them.
+            if distributed.index() == 0 or not remote.is_remote(directory):
+                workers = config.data.num_workers
+                prepare.prepare_store(config, directory, workers, note)
+
+        distributed.primary_first("store", prepared)
+    return open_store(directory, note)
 
 
 def task_of(config: Config) -> Task:
@@ -219,64 +249,3 @@ def _taught(
     shapes = sharding.placed(shapes, sharding.param_shardings(mesh, shapes))
     given = teacher.weights(config, shapes, note)
     return distill(task, tutor, config.distill, given)
-
-
-def claim(config: Config, workdir: str) -> None:
-    """Makes the run directory this config's own.
-
-    Raises:
-      UserError: it cannot be written, or belongs to a run with another config.
-    """
-    path = Path(workdir) / "config.json"
-    text = to_json(config)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if not path.exists():
-            if distributed.index() == 0:
-                log.write_text(path, text)
-            return
-        json.loads(path.read_text())
-        # As this version reads it: an older one knew fewer fields.
-        there = load(str(path), stored=True)
-        if there.tokenizer.path and (Path(workdir) / "tokenizer").is_dir():
-            size = as_trained(there, workdir).model.vocab_size  # of an older version
-            model = dataclasses.replace(there.model, vocab_size=size)
-            there = dataclasses.replace(there, model=model)
-        old, new = (json.loads(t) for t in (to_json(there), text))
-    except OSError as error:
-        raise UserError(
-            f"--workdir={workdir}: cannot be written ({error.strerror}); choose "
-            "another directory or mend its permissions"
-        ) from error
-    except ValueError as error:
-        raise UserError(
-            f"{path} is damaged ({error}); use another --workdir"
-        ) from error
-    faults = _differences(old, new, "config")
-    if faults:
-        raise UserError(
-            f"--workdir={workdir} belongs to a run with another config:\n"
-            + "\n".join(f"  {fault}" for fault in faults)
-            + "\ncontinue it with its own values, or choose another --workdir"
-        )
-
-
-def _differences(old: object, new: object, path: str) -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = [
-            name for name in {**old, **new} if path != "config" or name not in _FREE
-        ]
-        pairs = [(old.get(n), new.get(n), f"{path}.{n}") for n in names]
-    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        pairs = [(*p, f"{path}[{i}]") for i, p in enumerate(zip(old, new, strict=True))]
-    else:
-        return [] if old == new else [f"{path}: {old!r} there, {new!r} now"]
-    return [fault for pair in pairs for fault in _differences(*pair)]
-
-
-def finished(workdir: str) -> dict | None:
-    """The summary of a run that has done all its steps, or None."""
-    with contextlib.suppress(OSError, ValueError):
-        summary = json.loads((Path(workdir) / "summary.json").read_text())
-        return summary if summary["steps"] else None  # 0: an imported model
-    return None

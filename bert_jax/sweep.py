@@ -34,7 +34,8 @@ from bert_jax.data import prepare
 from bert_jax.errors import UserError
 from bert_jax.grid import Cell, Stage, Trial, for_stage, quote
 from bert_jax.resolve import resolve, with_weights
-from bert_jax.run import claim, finished, store_directory
+from bert_jax.run import store_directory
+from bert_jax.rundir import claim, continued, finished
 
 _TICK = 0.1  # [s] between two looks at the runs
 # Of pretraining, should be low; the first that there is counts.
@@ -220,8 +221,10 @@ def _check_stage(
     for trial in trials:
         directory = runs.directory(trial, stage)
         if (directory / "config.json").exists():
-            resolved, _ = resolve(runs.config(trial, stage), read)
-            claim(resolved, str(directory))
+            asked = runs.config(trial, stage)
+            if continued(asked, str(directory)) is None:
+                resolved, _ = resolve(asked, read)
+                claim(resolved, str(directory), write=False)
     return config
 
 

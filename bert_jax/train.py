@@ -6,7 +6,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from bert_jax import (
     metrics,
     owner,
     remote,
+    rundir,
     sharding,
     step,
     teacher,
@@ -35,10 +36,12 @@ from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config
 from bert_jax.data import device
 from bert_jax.data.pipeline import iterate
+from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import Stopped, UserError
 from bert_jax.model.attention import in_training
-from bert_jax.resolve import resolve
-from bert_jax.run import Run, assemble, claim, finished
+from bert_jax.resolve import labelled_files, resolve
+from bert_jax.run import Run, assemble
+from bert_jax.rundir import finished
 from bert_jax.watch import Watch
 
 _IN_FLIGHT = 2  # steps handed to the devices before their results are awaited
@@ -68,22 +71,30 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
             f"--workdir={workdir} holds an imported model, which is never changed; "
             f"train it in another one with --config.init={workdir}"
         )
-    config, files = resolve(config)
-    distributed.agree(
-        "start", {**tree.flatten({"config": asdict(config)}), **_versions()}
-    )
-    if finished(workdir) is None:
+    asked, done = config, finished(workdir)
+    known = rundir.continued(asked, workdir)
+    if known is None:
+        config, files = resolve(asked)
+    else:
+        config, files = (known, None) if done else labelled_files(known)
+    facts = {**tree.flatten({"config": asdict(config)}), **_versions()}
+    if known:  # whose tokenizer is this process's copy
+        facts.pop("config/tokenizer/path")
+    distributed.agree("start", facts)
+    if done is None:
         with owner.hold(workdir, _say):
-            claim(config, workdir)
-            if finished(workdir) is None:  # by an owner that was awaited
-                return _train(config, files, workdir, watch, began)
-    claim(config, workdir)
-    done = finished(workdir)
-    assert done is not None
+            if distributed.index() == 0:  # all have agreed on the config
+                rundir.claim(config, workdir)
+            done = finished(workdir)  # by an owner that was awaited
+            if done is None:
+                return _train(asked, config, files, workdir, watch, began)
+    if known is None:
+        rundir.claim(config, workdir, write=False)
     return done
 
 
 def _train(
+    asked: Config,
     config: Config,
     files: labelled.Files | None,
     workdir: str,
@@ -96,10 +107,14 @@ def _train(
     watch.doing("preparing the data", within=distributed.PREPARE)
     run = assemble(config, workdir, _say, files, teach=True)
     config = run.config
-    facts = {"data": run.data.fingerprint()}
+    facts = run.data.facts()
     distributed.agree("data", facts, distributed.PREPARE)
+    if run.task.given:
+        facts["teacher"] = tree.params_digest(run.task.given)
+    rundir.compare(workdir, facts)
     if distributed.index() == 0:
-        run.tokenizer.save(Path(workdir, "tokenizer"))
+        _keep_tokenizer(run, workdir)
+        rundir.remember(workdir, asked, facts)
 
     # --- State: fresh, or the newest checkpoint that is whole. ---
     best = run.task.best, run.task.largest
@@ -140,6 +155,22 @@ def _train(
         except ImportError:
             _say("curves.png is not drawn: matplotlib is not installed")
     return summary
+
+
+def _keep_tokenizer(run: Run, workdir: str) -> None:
+    """Saves the tokenizer in the run directory, if there is none; else compares it."""
+    place = Path(workdir, "tokenizer")
+    if not place.exists():
+        run.tokenizer.save(place)
+        return
+    settings = replace(run.config.tokenizer, kind=run.tokenizer.kind)
+    there = load_tokenizer(place, settings).vocabulary().hash
+    now = run.tokenizer.vocabulary().hash
+    if there != now:
+        raise UserError(
+            f"{place}: its vocabulary is {there[:12]}, that of the data {now[:12]}; "
+            "use the data that it belongs to, or another --workdir"
+        )
 
 
 def _first_state(run: Run) -> step.TrainState:

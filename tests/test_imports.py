@@ -28,6 +28,7 @@ ROWS = (  # lower rows first; `bert_jax` itself holds only its version
     "initial labelled",
     "teacher",
     "resolve",
+    "rundir",
     "run curves",
     "train extract sweep report",
     "cli __main__",

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from bert_jax import config as configs
-from bert_jax import labelled, remote, sharding, tree
+from bert_jax import labelled, remote, rundir, sharding, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Mesh
 from bert_jax.errors import UserError
@@ -40,7 +40,9 @@ def restore(args: argparse.Namespace, scratch: str) -> tuple[Run, int, Any]:
     if config.task.kind in labelled.KINDS:
         encoding = config.data.encoding
         files = labelled.read(config.task, train=False, encoding=encoding)
-    run = assemble(config, args.workdir, lambda _: None, files)
+    other = config.data.store.startswith(scratch)
+    other |= any(text.startswith("task.dev_file=") for text in args.overrides)
+    run = assemble(config, args.workdir, lambda _: None, files, other=other)
     best = run.task.best if run.task.largest else None
     step, params = parameters(args.workdir, run.task.init, run.mesh, best)
     return run, step, params
@@ -55,8 +57,11 @@ def _with_text(args: argparse.Namespace, config: Config, scratch: str) -> Config
     given = any(text.startswith("data.source=") for text in args.overrides)
     there = remote.exists(store_directory(config, args.workdir), remote.MANIFEST)
     own = configs.load(str(Path(args.workdir) / "config.json"), stored=True)
-    if there and not (given and config.data.source != own.data.source):
+    named = rundir.absolute(config).data.source
+    if there and not (given and named != rundir.absolute(own).data.source):
         return config
+    if not given and rundir.origin(args.workdir):
+        return config  # its store has moved: `assemble` says so
     if not given:
         raise UserError(
             f"--workdir={args.workdir}: has no text to score the model on; name some "
@@ -89,6 +94,7 @@ def require(args: argparse.Namespace) -> Config:
     if args.config_file:  # another one than the run's own, which is resolved
         config, _ = resolve(config)
     config = as_trained(config, args.workdir)
+    rundir.check_model(args.workdir, config)
     phases = [p.batch for p in config.phases]
     mesh = Mesh() if all(b % jax.device_count() == 0 for b in phases) else Mesh(1, 1, 1)
     return dataclasses.replace(config, mesh=mesh)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from collections.abc import Sequence
 
 from bert_jax.cli.arguments import parse
@@ -16,7 +17,7 @@ def main(argv: Sequence[str]) -> int:
     if not args.workdir:
         raise UserError("--workdir=DIR is missing: the run directory")
     from bert_jax import distributed, remote
-    from bert_jax.run import finished
+    from bert_jax.rundir import finished
     from bert_jax.train import train
     from bert_jax.watch import Watch
 
@@ -62,5 +63,6 @@ def main(argv: Sequence[str]) -> int:
             against = f"  ({summary[baseline]:.4f} {meaning})" if baseline else ""
             print(f"  {label:14} {name:18} {summary[name]:.4f}{against}")
     if "eval_mlm_loss" in summary:
-        print(f'try: bert-jax fill --workdir={workdir} "a sentence with a [MASK]"')
+        run = shlex.quote(f"--workdir={workdir}")
+        print(f'try: bert-jax fill {run} "a sentence with a [MASK]"')
     return 0

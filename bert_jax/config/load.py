@@ -3,8 +3,10 @@
 import ast
 import dataclasses
 import difflib
+import glob
 import importlib.util
 import json
+import os
 import re
 import sys
 import traceback
@@ -199,6 +201,8 @@ def _parse(raw: str, current, path: str):
             return int(value) if "e" in raw.lower() else int(raw)
         if wanted is float:
             return float(raw)
+        if path == "data.source" and (found := _existing(raw)):
+            return found
         if raw.startswith(("(", "[")):
             value = ast.literal_eval(raw)
             return (value,) if isinstance(value, str) else tuple(value)
@@ -207,6 +211,26 @@ def _parse(raw: str, current, path: str):
         example = {bool: "true or false", int: "a whole number", float: "a number"}
         need = example.get(wanted, "a comma-separated list")
         raise UserError(f"--config.{path}={raw}: needs {need}") from None
+
+
+def _existing(raw: str) -> tuple[str, ...]:
+    """A list of sources whose names may hold commas or begin with a bracket.
+
+    The longest run of items that is a path, or a glob of files, is one of them; ()
+    where none with a comma or bracket is.
+    """
+    items, found, special = raw.split(","), [], False
+    while items:
+        for end in range(len(items), 0, -1):
+            text = ",".join(items[:end])
+            name = os.path.expanduser(text)
+            odd = end > 1 or text.startswith(("(", "["))
+            if odd and (os.path.lexists(name) or glob.glob(name)):
+                special = True
+                break
+        found.append(text if odd else text.strip())
+        items = items[end:]
+    return tuple(filter(None, found)) if special else ()
 
 
 def freeze(config: ConfigDict) -> Config:
