@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from bert_jax import config as configs
-from bert_jax import initial, resolve
+from bert_jax import curves, initial, resolve, sharding
 from bert_jax.__main__ import main
-from bert_jax.config import Config, Model, Objective, TaskSettings, Tokenizer
+from bert_jax.config import Config, Mesh, Model, Objective, TaskSettings, Tokenizer
 from bert_jax.data.tokenizer import kind_of, load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.interop import huggingface
@@ -273,3 +273,103 @@ def test_a_head_of_another_task_is_not_kept():
     config, found = Config(), {"nsp/bias": np.zeros(2), "mlm/bias": np.zeros(3)}
     kept, why = initial._same_heads(config, found, TaskSettings(), "sop")
     assert list(kept) == ["mlm/bias"] and "sop" in why["nsp"]
+
+
+# Every family and every kind of task, and all kinds for RoBERTa, which differs most
+# from BERT: another tokenizer, one segment, positions from 2 on.
+MATRIX = [
+    *(("Roberta", kind) for kind in ("none", "classify", "regress", "tag")),
+    *(("Roberta", kind) for kind in ("span", "choice")),
+    *(("Bert", "nsp"), ("Bert", "classify"), ("Albert", "sop"), ("Albert", "tag")),
+    *(("Electra", "none"), ("Electra", "choice")),
+    *(("DistilBert", "none"), ("DistilBert", "span")),
+]
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+    """One of the fake devices, for which steps compile sooner; no plots."""
+    make, one = sharding.make_mesh, Mesh(1, 1, 1)
+    monkeypatch.setattr(sharding, "make_mesh", lambda *_: make(one, jax.devices()[:1]))
+    monkeypatch.setattr(curves, "draw", lambda *_: None)
+
+
+def commands(kind, run, files):
+    """The later commands of a run, with what each of them writes."""
+    workdir = f"--workdir={run}"
+    made = [
+        ("evaluate", [workdir], None),
+        ("export", [workdir], run.with_name(f"{run.name}.hf")),
+        ("extract", [workdir, f"--input={files['pretrain']}"], run.with_suffix(".npz")),
+    ]
+    if kind != "pretrain":
+        suffix = ".json" if kind == "span" else ".tsv"
+        made.append(
+            ("predict", [workdir, f"--input={files[kind]}"], run.with_suffix(suffix))
+        )
+    return [
+        ([name, *given, *([f"--output={output}"] if output else [])], output)
+        for name, given, output in made
+    ]
+
+
+@pytest.mark.parametrize(
+    ("family", "kind"),
+    [
+        pytest.param(*cell, marks=[pytest.mark.slow] * (cell != MATRIX[1]))
+        for cell in MATRIX
+    ],
+)
+def test_what_train_accepts_every_later_command_accepts(
+    models, files, tmp_path, capsys, one_device, family, kind
+):
+    pair, kind = ("none", kind) if kind in files else (kind, "pretrain")
+    run = tmp_path / "run"
+    edits = [f"--config.init={models[family]}", f"--config.objective.pair={pair}"]
+    train = ["train", *flags(kind, files[kind]), *edits, f"--workdir={run}"]
+    assert main(train) == 0
+    before = sorted(path for path in run.rglob("*") if "summary" not in path.name)
+    assert main(train) == 0
+    assert "was finished already" in capsys.readouterr().out
+    for command, output in commands(kind, run, files):
+        assert main(command) == 0, (command[0], capsys.readouterr().err)
+        assert output is None or output.exists()
+    if kind == "pretrain":
+        mask = "<mask>" if family == "Roberta" else "[MASK]"
+        assert main(["fill", f"--workdir={run}", f"w1 {mask} w4"]) == 0
+    assert before == sorted(p for p in run.rglob("*") if "summary" not in p.name)
+    again = tmp_path / "again"
+    hf = run.with_name(f"{run.name}.hf")
+    assert main(["import", f"--source={hf}", f"--workdir={again}"]) == 0
+    kept = configs.load(str(again / "config.json"), stored=True).task
+    own = configs.load(str(run / "config.json"), stored=True).task
+    assert kept.kind == own.kind and kept.labels == own.labels
+
+
+@pytest.mark.slow
+def test_an_imported_model_is_scored_on_text_that_is_named(
+    models, files, tmp_path, capsys, one_device
+):
+    run = tmp_path / "run"
+    assert main(["import", f"--source={models['Roberta']}", f"--workdir={run}"]) == 0
+    before = sorted(run.rglob("*"))
+    assert main(["evaluate", f"--workdir={run}"]) == 2
+    assert "--config.data.source" in capsys.readouterr().err
+    text = [f"--config.data.source={files['pretrain']}", "--config.data.num_workers=1"]
+    found = []
+    for share in ("0.01", "0.5"):  # plays no part: all of it is scored
+        flag = f"--config.data.eval_share={share}"
+        assert main(["evaluate", f"--workdir={run}", *text, flag, "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
+    assert found[0] == found[1] and found[0]["eval_mlm_loss"] > 0
+    assert before == sorted(run.rglob("*"))
+
+
+@pytest.mark.slow
+def test_prepare_and_train_agree_on_the_tokenizer_of_weights(
+    models, files, tmp_path, one_device
+):
+    given = [*flags("pretrain", files["pretrain"]), "--config.objective.pair=none"]
+    given += [f"--config.init={models['Albert']}", f"--config.data.store={tmp_path}/s"]
+    assert main(["prepare", *given]) == 0
+    assert main(["train", *given, "--config.steps=1", f"--workdir={tmp_path}/run"]) == 0
