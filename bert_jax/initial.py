@@ -207,6 +207,8 @@ def _same_heads(
       why it was left out.
     """
     meant, ours = {}, config.task
+    if not any(name.startswith(("head/", "nsp/")) for name in found):
+        return found, meant
     if ours.kind == "pretrain" and pair not in ("none", config.objective.pair):
         meant["nsp"] = f"there for pair={pair}"
     if ours.kind != task.kind:
