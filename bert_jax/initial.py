@@ -15,6 +15,7 @@ from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Model, TaskSettings, Tokenizer
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
+from bert_jax.model import parts
 from bert_jax.sharding import replicated
 from bert_jax.tasks.distill import EXTRA
 
@@ -176,7 +177,7 @@ def weights(config: Config, fresh: Any, note: Callable[[str], None]) -> Any:
         value = found.get(name)
         if value is not None and value.shape == leaf.shape:
             return jax.device_put(value, leaf.sharding)
-        if name.startswith(("embeddings/", "project/", "layers/", "norm/")):
+        if parts.in_encoder(name):
             there = "missing" if value is None else list(value.shape)
             faults.append(f"{name}: {there} there, {list(leaf.shape)} in this run")
         part = name.split("/")[0]

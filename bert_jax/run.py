@@ -107,6 +107,7 @@ def assemble(
     files: labelled.Files | None = None,
     teach: bool = False,
     other: bool = False,
+    mesh: Mesh | None = None,
 ) -> Run:
     """Opens or prepares the data and builds the parts, checking them together.
 
@@ -118,6 +119,8 @@ def assemble(
       teach: the run is to be trained, by `config.distill.teacher` if that is set.
       other: other data than the run's own are wanted, and of these only the
         vocabulary has to be the same.
+      mesh: mesh of a run that is only scored, whose devices need not divide a batch;
+        None is `config.mesh` of all devices.
 
     Returns:
       The run; nothing but a teacher is on the devices yet.
@@ -125,19 +128,19 @@ def assemble(
     Raises:
       UserError: whatever in config, data or devices does not fit.
     """
-    mesh = sharding.make_mesh(config.mesh)
+    own = sharding.make_mesh(config.mesh) if mesh is None else mesh
     if config.task.kind in labelled.KINDS:
         files = files or labelled.read(config.task, encoding=config.data.encoding)
         facts = labelled.facts(config, files)
         rundir.compare(workdir, {} if other else facts)
-        return _labelled(config, mesh, files, note, teach)
+        return _labelled(config, own, files, note, teach)
     if config.task.kind != "pretrain":
         raise UserError(
             f"config.task.kind={config.task.kind}: cannot be trained or scored; use "
             f"pretrain, {', '.join(labelled.KINDS)}"
         )
-    for i, phase in enumerate(config.phases):
-        sharding.check_batch(mesh, phase, i)
+    for i, phase in enumerate(config.phases if mesh is None else ()):
+        sharding.check_batch(own, phase, i)
     store = _store(config, workdir, note, other)
     directory = store_directory(config, workdir)
     facts = Stored(store, config).facts()
@@ -158,7 +161,7 @@ def assemble(
             )
     config = fit_vocabulary(config, size)
     tokenizer = load_tokenizer(store.path, config.tokenizer)
-    return _run(config, tokenizer, Stored(store, config), mesh, note, teach)
+    return _run(config, tokenizer, Stored(store, config), own, note, teach)
 
 
 def _store(

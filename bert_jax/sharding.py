@@ -157,6 +157,54 @@ def make_mesh(
     )
 
 
+def nearest_mesh(settings: config.Mesh, count: int, shapes: Any) -> config.Mesh:
+    """Return the sizes of the mesh that is most like another one.
+
+    A model that is cut over some devices is cut over as many here, or else over the
+    largest smaller number that its sizes allow; copies take the devices that are left.
+
+    Args:
+      settings: sizes of the mesh of a run, of which one may be -1, the rest.
+      count: number of devices.
+      shapes: parameters, nested dict of `jax.ShapeDtypeStruct`.
+
+    Returns:
+      Sizes without -1, of at most `count` devices.
+    """
+    data, fsdp, model = settings.data, settings.fsdp, settings.model
+    if fsdp == -1:
+        fsdp = max(count // (data * model), 1)
+    if model == -1:
+        model = max(count // (data * fsdp), 1)
+
+    def likeness(sizes: tuple[int, int]) -> tuple[int, ...]:
+        shards = math.prod(sizes)
+        return shards, count // shards * shards, sizes[1] == model, sizes[0]
+
+    cuts = [(f, m) for m in range(1, count + 1) for f in range(1, count // m + 1)]
+    cuts = [cut for cut in cuts if math.prod(cut) <= fsdp * model]
+    for f, m in sorted(cuts, key=likeness, reverse=True):
+        if _fits(shapes, {"fsdp": f, "model": m}):
+            return config.Mesh(count // (f * m), f, m)
+    return config.Mesh(count, 1, 1)
+
+
+def _fits(shapes: Any, sizes: dict[str, int]) -> bool:
+    """Return whether the sizes of mesh axes divide all that they cut."""
+    for name, leaf in tree.flatten(shapes).items():
+        rule = _rule(name)
+        for size, axis in zip(leaf.shape, rule.axes if rule else (), strict=False):
+            mesh_axis = MESH_AXIS[axis] if axis else None
+            if mesh_axis and size % sizes[mesh_axis]:
+                return False
+    return True
+
+
+def _rule(name: str) -> Rule | None:
+    own = name.removeprefix("generator/")
+    return next((r for r in RULES if re.fullmatch(r.pattern, own)), None)
+
+
 def param_shardings(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
     """How each parameter is cut, found before any of them is allocated.
 
@@ -175,8 +223,7 @@ def param_shardings(mesh: jax.sharding.Mesh, shapes: Any) -> Any:
     unused = {rule.pattern for rule in RULES if not rule.optional}
 
     def one(name: str, leaf: Any) -> NamedSharding:
-        own = name.removeprefix("generator/")
-        rule = next((r for r in RULES if re.fullmatch(r.pattern, own)), None)
+        rule = _rule(name)
         if rule is None:
             faults.append(f"{name} {leaf.shape}: no rule in bert_jax/sharding.py RULES")
             return NamedSharding(mesh, PartitionSpec())

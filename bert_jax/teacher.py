@@ -23,6 +23,7 @@ from bert_jax.initial import (
     source,
     take,
 )
+from bert_jax.model.parts import stacked
 
 
 def decides(config: Config) -> tuple[str, ...]:
@@ -217,7 +218,7 @@ def copied(
         if name not in found:
             return leaf
         value = found[name]
-        if name.startswith("layers/"):
+        if stacked(name):
             value = jnp.take(value, jnp.array(layers) - 1, axis=0)
         # A copy: training consumes the student's arrays.
         return jax.device_put(jnp.copy(value), leaf.sharding)

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 import re
 
 import jax
@@ -106,3 +107,21 @@ def test_batch_must_divide_over_devices_and_micro_batches():
     with pytest.raises(UserError, match="48 would do"):
         edited = dataclasses.replace(phase, batch=40, accumulate=6)
         sharding.check_batch(mesh_of(4, 2, 1), edited, 0)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 6, 8])
+@pytest.mark.parametrize("asked", [(-1, 1, 1), (1, 8, 1), (2, 2, 2), (-1, 1, 4)])
+def test_the_nearest_mesh_fits_and_is_cut_as_far_as_it_can(asked, count):
+    shapes = linear_task.structs()
+    found = sharding.nearest_mesh(config.Mesh(*asked), count, shapes)
+    devices = jax.devices()[: found.data * found.fsdp * found.model]
+    assert len(devices) <= count
+    mesh = sharding.make_mesh(found, devices)
+    sharding.param_shardings(mesh, shapes)  # raises where it does not fit
+    wanted = math.prod(asked[1:])
+    assert found.fsdp * found.model <= wanted
+    if 8 % count == 0:
+        assert found.fsdp * found.model == min(wanted, count)
+        assert found.data == max(1, count // wanted)
+    if count == 8:
+        assert (found.fsdp, found.model) == asked[1:]

@@ -28,11 +28,10 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax.cli.restore import require
 
     config = require(args)
-    import jax
 
     from bert_jax import config as configs
-    from bert_jax import remote, sharding
-    from bert_jax.cli.restore import parameters
+    from bert_jax import remote
+    from bert_jax.cli.restore import local_mesh, parameters
     from bert_jax.data.tokenizer import load_tokenizer
     from bert_jax.interop import huggingface
     from bert_jax.interop.card import card
@@ -40,7 +39,7 @@ def main(argv: Sequence[str]) -> int:
 
     workdir = Path(args.workdir)
     tokenizer = load_tokenizer(workdir / "tokenizer", config.tokenizer)
-    mesh = sharding.make_mesh(configs.Mesh(1, 1, 1), jax.devices()[:1])
+    mesh = local_mesh(config, copies=1)
     best = "eval_score" if config.task.score else None
     step, params = parameters(args.workdir, lambda rng: {}, mesh, best)
     pad = tokenizer.vocabulary().pad

@@ -61,13 +61,12 @@ def main(argv: Sequence[str]) -> int:
     use_all_cores()
     import jax
 
-    from bert_jax import sharding
     from bert_jax.arrays import SUFFIXES
-    from bert_jax.cli.restore import parameters, require
-    from bert_jax.config import Mesh
+    from bert_jax.cli.restore import local_mesh, parameters, require
     from bert_jax.data.tokenizer import load_tokenizer
     from bert_jax.extract import Encoder, Job, extract, select
     from bert_jax.model import Bert
+    from bert_jax.model.parts import of_encoder
 
     config = require(args)
     limit = config.model.positions
@@ -82,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     select(args.layers, config.model.layers)
     tokenizer = load_tokenizer(Path(args.workdir) / "tokenizer", config.tokenizer)
     model = config.model
-    mesh = sharding.make_mesh(Mesh(), jax.devices())
+    mesh = local_mesh(config)
     bert = Bert(model)
 
     def init(rng: jax.Array) -> dict:
@@ -91,7 +90,7 @@ def main(argv: Sequence[str]) -> int:
         return dict(bert.init(rng, batch, method="encode")["params"])
 
     step, params = parameters(args.workdir, init, mesh)
-    params = {name: params[name] for name in ("embeddings", "layers")}
+    params = {name: params[name] for name in of_encoder(model)}
     summary = extract(
         Encoder(
             model, params, tokenizer, mesh, _identity(args.workdir, step, model.dtype)

@@ -48,9 +48,8 @@ def _fill(
 ) -> list[list[dict[str, Any]]]:
     import jax
 
-    from bert_jax import sharding
-    from bert_jax.cli.restore import parameters
-    from bert_jax.config import Mesh, Objective
+    from bert_jax.cli.restore import local_mesh, parameters
+    from bert_jax.config import Objective
     from bert_jax.tasks.pretrain import pretrain
 
     vocabulary = tokenizer.vocabulary()
@@ -64,7 +63,7 @@ def _fill(
         )
     alone = Objective(pair="none", kind=kind, generator_size=size)
     task = pretrain(config.model, alone)
-    mesh = sharding.make_mesh(Mesh(1, 1, 1), jax.devices()[:1])
+    mesh = local_mesh(config, copies=1)
     _, params = parameters(workdir, task.init, mesh)
     logits = jax.jit(task.predict)(params, batch)["mlm_logits"][0]
     share = np.asarray(jax.nn.softmax(logits, axis=-1))[:, : vocabulary.size]

@@ -154,7 +154,7 @@ def _predict(
 
     from bert_jax import labelled, remote, sharding
     from bert_jax.checkpoint import Checkpoints
-    from bert_jax.cli.restore import parameters
+    from bert_jax.cli.restore import local_mesh, parameters
     from bert_jax.data import device
     from bert_jax.data.tokenizer import load_tokenizer
     from bert_jax.run import task_of
@@ -166,7 +166,7 @@ def _predict(
             "fine-tune one with configs/glue.py"
         )
     tokenizer = load_tokenizer(Path(workdir) / "tokenizer", config.tokenizer)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = local_mesh(config)
     task = task_of(config)
     _, params = parameters(workdir, task.init, mesh, task.best)
     params = {

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Mesh
 from bert_jax.errors import UserError
 from bert_jax.initial import as_trained
+from bert_jax.model import Bert
 from bert_jax.resolve import resolve
-from bert_jax.run import Run, assemble, store_directory
+from bert_jax.run import Run, assemble, store_directory, task_of
 from bert_jax.tasks.distill import EXTRA
 
 _ALL = math.nextafter(1, 0)  # `data.eval_share` of text that is only scored on
@@ -42,7 +44,8 @@ def restore(args: argparse.Namespace, scratch: str) -> tuple[Run, int, Any]:
         files = labelled.read(config.task, train=False, encoding=encoding)
     other = config.data.store.startswith(scratch)
     other |= any(text.startswith("task.dev_file=") for text in args.overrides)
-    run = assemble(config, args.workdir, lambda _: None, files, other=other)
+    mesh = local_mesh(config)
+    run = assemble(config, args.workdir, lambda _: None, files, other=other, mesh=mesh)
     best = run.task.best if run.task.largest else None
     step, params = parameters(args.workdir, run.task.init, run.mesh, best)
     return run, step, params
@@ -95,9 +98,39 @@ def require(args: argparse.Namespace) -> Config:
         config, _ = resolve(config)
     config = as_trained(config, args.workdir)
     rundir.check_model(args.workdir, config)
-    phases = [p.batch for p in config.phases]
-    mesh = Mesh() if all(b % jax.device_count() == 0 for b in phases) else Mesh(1, 1, 1)
-    return dataclasses.replace(config, mesh=mesh)
+    return dataclasses.replace(config, mesh=_mesh(config))
+
+
+def _mesh(config: Config) -> Mesh:
+    """Return the mesh of the run, or the nearest one of the devices that are here."""
+    if config.mesh.fsdp == config.mesh.model == 1:
+        return Mesh(jax.device_count(), 1, 1)
+    if config.task.kind == "encoder":
+        init = functools.partial(_encoder, config)
+    else:
+        init = task_of(config).init
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    return sharding.nearest_mesh(config.mesh, jax.device_count(), shapes)
+
+
+def _encoder(config: Config, rng: jax.Array) -> Any:
+    batch = dict.fromkeys(
+        ("token", "segment", "position", "example"), jax.numpy.zeros((1, 2), "int32")
+    )
+    bert: Any = Bert(config.model)
+    return bert.init(rng, batch, method="encode")["params"]
+
+
+def local_mesh(config: Config, copies: int | None = None) -> jax.sharding.Mesh:
+    """Return the mesh of a config from `require`, on the first devices that it needs.
+
+    Args:
+      config: config of the run.
+      copies: number of copies of the model; None is what the mesh has.
+    """
+    mesh = dataclasses.replace(config.mesh, data=copies or config.mesh.data)
+    count = mesh.data * mesh.fsdp * mesh.model
+    return sharding.make_mesh(mesh, jax.devices()[:count])
 
 
 def _warn(text: str) -> None:

@@ -37,6 +37,24 @@ def host_part(sharding: NamedSharding) -> Part:
     return (index, len(order) // len(mine)) if even else (0, 1)
 
 
+def padded(batch: Batch, sharding: NamedSharding) -> Batch:
+    """Return a batch whose rows the devices divide, with empty rows at the end.
+
+    Args:
+      batch: all rows of a batch; zeros are padding without an example or a weight.
+      sharding: sharding of the rows.
+    """
+    # What one device of them all is given of so many rows.
+    (share,) = sharding.shard_shape((sharding.num_devices,))
+    unit = sharding.num_devices // share
+    more = -len(next(iter(batch.values()))) % unit
+
+    def fill(rows: np.ndarray) -> np.ndarray:
+        return np.pad(rows, [(0, more)] + [(0, 0)] * (rows.ndim - 1))
+
+    return {name: fill(rows) for name, rows in batch.items()} if more else batch
+
+
 def to_device(
     batch: Batch, sharding: NamedSharding, part: Part = (0, 1)
 ) -> dict[str, jax.Array]:

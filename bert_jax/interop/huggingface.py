@@ -22,6 +22,7 @@ from bert_jax.interop.source import (
     read_model,
     read_tokenizer,
 )
+from bert_jax.model.parts import of_encoder
 
 _SHAPE = {"segments", "embedding", "layer_groups"}  # what tells families apart
 # Arrays of fixed numbers that some versions save.
@@ -313,7 +314,7 @@ def to_tensors(
         )
     kind = _choose(set(params), model, task)
     family, named = CLASSES[kind]
-    wanted = names.encoder(model) | {*named.parts, *named.may}
+    wanted = {*of_encoder(model), *named.parts, *named.may}
     chosen = {part: value for part, value in params.items() if part in wanted}
     classes = len(params["head"]["bias"]) if "head" in named.parts else 0
     before = lead(family, {"pad_token_id": pad})

@@ -15,28 +15,19 @@ import numpy as np
 from bert_jax import tree
 from bert_jax.config import Model
 from bert_jax.errors import UserError
-from bert_jax.interop.families import Name, narrow
+from bert_jax.interop.families import Name
 from bert_jax.model import padded_vocabulary
+from bert_jax.model.parts import of_encoder, part
 
 Tensors = Mapping[str, np.ndarray]  # by Hugging Face's names
 
 _SHOWN = 12  # faults of one kind in a message
 
 
-def part(name: str) -> str:
-    """The part of the model that one of our names belongs to, such as `mlm`."""
-    return name.split("/")[0]
-
-
 def parts_of(names: Iterable[str], table: Iterable[Name]) -> set[str]:
     """Our parts of which their names hold at least one tensor."""
     there = set(names)
     return {part(row.ours) for row in table if row.theirs in there}
-
-
-def encoder(model: Model) -> set[str]:
-    """Our parts that every file must have."""
-    return {"embeddings", "layers", *(("project",) if narrow(model) else ())}
 
 
 def _sizes(model: Model, classes: int) -> dict[str, int]:
@@ -101,7 +92,7 @@ def from_theirs(
         shape is not that of the config.
     """
     sizes, wanted, flat = _sizes(model, classes), {}, {}
-    parts = encoder(model) | set(parts)
+    parts = {*of_encoder(model), *parts}
     rows = [row for row in table if part(row.ours) in parts]
     for row in rows:
         shape = _their_shape(row, sizes, lead)

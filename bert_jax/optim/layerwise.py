@@ -10,21 +10,23 @@ import optax
 
 from bert_jax import config, tree
 from bert_jax.errors import UserError
+from bert_jax.model import parts
 
 
 def rate_factors(settings: config.Optim, params: Any) -> Any:
     """What each parameter's learning rate is multiplied with.
 
-    It is 1 for heads and pooler, and `layer_decay` times that of the next part up for
-    each layer and, below the first, the embeddings; 0 for what is frozen.
+    It is 1 for heads and pooler, and `layer_decay` times that of the next depth up for
+    each layer, the norm after the last one with that layer, and the embeddings with the
+    map that follows them; 0 for what is frozen.
 
     Args:
       settings: the `optim` group of the config.
       params: nested dict of arrays, or of their shapes.
 
     Returns:
-      The same tree of float32 [], or of [N, 1, ...] under `layers/`, where all layers
-      lie along the first axis.
+      The same tree of float32 [], or of [N, 1, ...] where all layers lie along the
+      first axis.
 
     Raises:
       UserError: there are fewer layers than `freeze_layers`, `freeze` fits no
@@ -33,19 +35,20 @@ def rate_factors(settings: config.Optim, params: Any) -> Any:
     Howard and Ruder 2018, section 3.2, with one factor for each layer.
     """
     named = tree.flatten(params)
-    layers = [leaf for name, leaf in named.items() if name.startswith("layers/")]
+    layers = [leaf for name, leaf in named.items() if parts.stacked(name)]
     count = layers[0].shape[0] if layers else 0
-    number = np.arange(count, dtype=np.float32)
-    of_layers = settings.layer_decay ** (count - number)
-    of_layers *= number >= settings.freeze_layers
-    below = settings.layer_decay ** (count + 1.0) * (settings.freeze_layers == 0)
+    depth = np.arange(count + 2, dtype=np.float32)
+    of_depth = settings.layer_decay ** (count + 1 - depth)
+    of_depth *= (depth > settings.freeze_layers) | (settings.freeze_layers == 0)
 
     def factor(name: str, leaf: Any) -> np.ndarray:
         if settings.freeze and re.search(settings.freeze, name):
             return np.zeros((), np.float32)
-        if name.startswith("layers/"):
-            return of_layers.astype(np.float32).reshape(-1, *[1] * (leaf.ndim - 1))
-        return np.asarray(below if name.startswith("embeddings/") else 1, np.float32)
+        own = parts.depth(name, count)
+        if own is None:
+            of_layers = of_depth[1 : count + 1].astype(np.float32)
+            return of_layers.reshape(-1, *[1] * (leaf.ndim - 1))
+        return np.asarray(of_depth[own], np.float32)
 
     if count and settings.freeze_layers > count:
         raise UserError(
@@ -53,10 +56,10 @@ def rate_factors(settings: config.Optim, params: Any) -> Any:
             f"{count} layers"
         )
     if settings.freeze and not any(re.search(settings.freeze, n) for n in named):
-        parts = dict.fromkeys("/".join(name.split("/")[:2]) for name in named)
+        begins = dict.fromkeys("/".join(name.split("/")[:2]) for name in named)
         raise UserError(
             f"config.optim.freeze={settings.freeze}: fits none of the parameters, "
-            f"which are {', '.join(parts)}"
+            f"which are {', '.join(begins)}"
         )
     factors = tree.map_named(factor, params)
     if named and not any(f.any() for f in jax.tree.leaves(factors)):

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from bert_jax import tree
+from bert_jax.model import parts
 
 
 def decays(params: Any) -> Any:
@@ -105,7 +106,7 @@ def scale_by_layer_trust_ratio() -> optax.GradientTransformation:
     def scale(name: str, update: jax.Array, param: jax.Array, decay: bool) -> jax.Array:
         if not decay:
             return update
-        first = 1 if name.startswith("layers/") else 0
+        first = 1 if parts.stacked(name) else 0
         axes = tuple(range(first, param.ndim))
         size = jnp.sqrt(jnp.sum(jnp.square(param), axes, keepdims=True))
         change = jnp.sqrt(jnp.sum(jnp.square(update), axes, keepdims=True))

@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int32
 from bert_jax.config import Model, TaskSettings
 from bert_jax.losses import cross_entropy
 from bert_jax.model import Batch, Bert
+from bert_jax.model.parts import pattern
 from bert_jax.model.tagger import FeatureTagger
 from bert_jax.tasks import Pairs, Parts, Task, ratios
 
@@ -70,7 +71,7 @@ def classify(model: Model, settings: TaskSettings) -> Task:
 
 def untrained(settings: TaskSettings) -> str:
     """A regex of the paths of the parameters that a task does not train, or ""."""
-    return "^(embeddings|project|layers|norm)/" if settings.features else ""
+    return pattern() if settings.features else ""
 
 
 def _choose(
