@@ -5,6 +5,7 @@ import errno
 import importlib
 import io
 import keyword
+import logging
 import os
 import sys
 import traceback
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # of a terminal of any encoding
             stream.reconfigure(errors="backslashreplace")
+    logging.getLogger("jax._src.xla_bridge").addFilter(_on_one_line)
     trace = ""
     try:
         status, cause = _run(sys.argv[1:])
@@ -99,6 +101,14 @@ def _run(argv: list[str]) -> tuple[int, str]:
             raise
         print(f"bert-jax: error: {message}", file=sys.stderr)
         return 2, message
+
+
+def _on_one_line(record: logging.LogRecord) -> bool:
+    """Shorten the traceback that JAX logs for a plugin without its device."""
+    if record.exc_info:
+        record.msg = f"{record.getMessage()}: {record.exc_info[1]}"
+        record.args, record.exc_info = (), None
+    return True
 
 
 def _check_encoding(argv: list[str]) -> None:

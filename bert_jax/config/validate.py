@@ -64,6 +64,22 @@ _NOT_NEGATIVE = (
     "model.segments model.window distill.soft distill.hard distill.cosine "
     "distill.hidden distill.attention"
 ).split()
+# ISO 639-1, and what is written instead of some of them.
+_LANGUAGES = frozenset(
+    "aa ab ae af ak am an ar as av ay az ba be bg bh bi bm bn bo br bs ca ce ch co "
+    "cr cs cu cv cy da de dv dz ee el en eo es et eu fa ff fi fj fo fr fy ga gd gl "
+    "gn gu gv ha he hi ho hr ht hu hy hz ia id ie ig ii ik io is it iu ja jv ka kg "
+    "ki kj kk kl km kn ko ks ku kv kw ky la lb lg li ln lo lt lu lv mg mh mi mk ml "
+    "mn mr ms mt my na nb nd ne ng nl nn no nr nv ny oc oj om or os pa pi pl ps pt "
+    "qu rm rn ro ru rw sa sc sd se sg sh si sk sl sm sn so sq sr ss st su sv sw ta "
+    "te tg th ti tk tl tn to tr ts tt tw ty ug uk ur uz ve vi vo wa wo xh yi yo za "
+    "zh zu".split()
+)
+_MISTAKEN = {
+    **{"kr": "ko", "jp": "ja", "cn": "zh", "gr": "el", "cz": "cs", "ua": "uk"},
+    **{"kore": "ko", "japa": "ja", "chin": "zh", "engl": "en", "germ": "de"},
+    **{"fren": "fr", "span": "es", "russ": "ru", "ital": "it", "port": "pt"},
+}
 _SHARES = (
     "data.eval_share task.dev_share objective.short_seq_prob objective.mask_rate "
     "model.dropout model.attention_dropout optim.warmup_share optim.beta1 optim.beta2"
@@ -109,13 +125,7 @@ def _range_problems(config: Config) -> list[str]:
 def _group_problems(config: Config, decided: Mapping[str, str]) -> list[str]:
     data, model = config.data, config.model
     remedies = {}
-    if not data.source:
-        remedies["data.source"] = "name at least one glob, tfds:NAME or python-docs"
-    if not _is_text_encoding(data.encoding):
-        remedies["data.encoding"] = (
-            "no such encoding; use Python's name of one, such as utf-8, utf-16, cp949, "
-            "gb18030, shift_jis or latin-1"
-        )
+    remedies |= _text_problems(config)
     if config.task.skip_label and config.task.kind not in ("classify", "regress"):
         remedies["task.skip_label"] = "only classify and regress leave examples out"
     if config.task.bad_rows in ("skip", "cut") and config.task.kind in ("tag", "span"):
@@ -131,6 +141,26 @@ def _group_problems(config: Config, decided: Mapping[str, str]) -> list[str]:
         path = "model.attention_dropout"
         remedies[path] = f"must be 0 with config.model.attention={model.attention}"
     return _faults(config, remedies | _layer_problems(config, decided))
+
+
+def _text_problems(config: Config) -> dict[str, str]:
+    data, remedies = config.data, {}
+    if not data.source:
+        remedies["data.source"] = "name at least one glob, tfds:NAME or python-docs"
+    if not _is_text_encoding(data.encoding):
+        remedies["data.encoding"] = (
+            "no such encoding; use Python's name of one, such as utf-8, utf-16, cp949, "
+            "gb18030, shift_jis or latin-1"
+        )
+    code = data.language.lower().partition("-")[0]
+    if not (code in _LANGUAGES or len(code) == 3 and code.isalpha()):
+        near = _MISTAKEN.get(code) or _MISTAKEN.get(code[:4], "")
+        hint = f"; did you mean {near!r}?" if near else ""
+        remedies["data.language"] = (
+            "no such language; use an ISO 639-1 code such as en, de, ko, ja or zh, or "
+            f"a code of three letters{hint}"
+        )
+    return remedies
 
 
 def _is_text_encoding(name: str) -> bool:

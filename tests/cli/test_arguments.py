@@ -1,6 +1,7 @@
 """The shared flags of all commands, and how the program ends."""
 
 import errno
+import logging
 import os
 import subprocess
 import sys
@@ -154,6 +155,19 @@ def test_platforms_that_jax_does_not_have_are_named(
     monkeypatch.setitem(sys.modules, "jax", types.SimpleNamespace(devices=devices))
     assert __main__.main(["train"]) == 2
     assert "JAX_PLATFORMS=nonsense" in capsys.readouterr().err
+
+
+def test_what_jax_logs_of_a_plugin_is_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    logger = logging.getLogger("bert_jax.test")
+    logger.addFilter(__main__._on_one_line)
+    try:
+        raise RuntimeError("no cuFFT")
+    except RuntimeError:
+        logger.exception("fault of %s", "cuda")
+    assert "fault of cuda: no cuFFT" in caplog.text
+    assert "Traceback" not in caplog.text
 
 
 def test_an_argument_that_is_not_utf8_is_named(
