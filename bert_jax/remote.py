@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import tempfile
 import time
@@ -58,6 +59,11 @@ def open_run(url: str) -> str:
     Raises:
       UserError: the bucket cannot be read.
     """
+    if re.search(r"[\[\]*?#%\s]", url):
+        raise UserError(
+            f"--workdir={url}: the name of a run in a bucket may not hold spaces or "
+            "any of [ ] * ? # %, which are read as patterns there; choose another name"
+        )
     folder = tempfile.mkdtemp(prefix="bert_jax-run-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     _folders[folder] = url.rstrip("/"), {}

@@ -77,6 +77,13 @@ def train(config: Config, workdir: str, watch: Watch | None = None) -> dict[str,
         config, files = resolve(asked)
     else:
         config, files = (known, None) if done else labelled_files(known)
+    tutor = config.distill.teacher
+    if known and done is None and tutor and not Path(tutor).is_dir():
+        raise UserError(
+            f"config.distill.teacher={tutor}: not there any more, and the run needs "
+            "its teacher to continue; name its new place with "
+            "--config.distill.teacher=DIR"
+        )
     facts = {**tree.flatten({"config": asdict(config)}), **_versions()}
     if known:  # whose tokenizer is this process's copy
         facts.pop("config/tokenizer/path")
@@ -161,7 +168,9 @@ def _keep_tokenizer(run: Run, workdir: str) -> None:
     """Saves the tokenizer in the run directory, if there is none; else compares it."""
     place = Path(workdir, "tokenizer")
     if not place.exists():
-        run.tokenizer.save(place)
+        fresh = place.with_name(".tokenizer.new")  # which a full disk may leave
+        run.tokenizer.save(fresh)
+        fresh.rename(place)
         return
     settings = replace(run.config.tokenizer, kind=run.tokenizer.kind)
     there = load_tokenizer(place, settings).vocabulary().hash

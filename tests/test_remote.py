@@ -120,6 +120,12 @@ def refuse(error: Exception):
     return fail
 
 
+@pytest.mark.parametrize("name", ["a[x]", "a*", "a?b", "a%20", "a#b", "a b", "a\n"])
+def test_a_name_that_a_bucket_reads_as_a_pattern_is_refused(memory, name):
+    with pytest.raises(UserError, match="choose another name"):
+        remote.open_run(f"memory://bucket/{name}/run")
+
+
 class HttpError(Exception):
     """As gcsfs has it."""
 

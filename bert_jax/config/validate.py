@@ -119,6 +119,8 @@ def _range_problems(config: Config) -> list[str]:
     for path in _SHARES:
         if not 0 <= _get(config, path) < 1:
             remedies[path] = "must be at least 0 and below 1"
+    if not 0 <= config.seed < 2**32:
+        remedies["seed"] = "must lie between 0 and 4,294,967,295"
     return _faults(config, remedies)
 
 

@@ -6,7 +6,9 @@ Runs of whitespace count as one space throughout, as in a token store.
 
 import hashlib
 import json
+import os
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -140,9 +142,23 @@ class TextTokenizer:
         return self._backend.tokens[id]
 
     def save(self, directory: str | Path) -> None:
-        """Writes all that `load_tokenizer` needs, beside what other programs read."""
-        Path(directory).mkdir(parents=True, exist_ok=True)
-        self._backend.save(Path(directory))
+        """Write all that `load_tokenizer` needs, beside what other programs read.
+
+        Raises:
+          UserError: the directory cannot be written, or the disk is full.
+        """
+        place = Path(directory)
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".tokenizer-", dir=place) as fresh:
+                self._backend.save(Path(fresh))
+                for path in Path(fresh).iterdir():
+                    os.replace(path, place / path.name)
+        except Exception as error:  # both libraries raise bare exceptions
+            raise UserError(
+                f"{place}: the tokenizer cannot be written ({error}); make room or "
+                "name another directory, then run the same command again"
+            ) from error
 
     def vocabulary(self) -> Vocabulary:
         """The vocabulary's size, special ids, word continuations and hash.

@@ -306,3 +306,10 @@ def test_a_float_survives_its_text(value: float) -> None:
     edited = config.to_config_dict(config.Config())
     override(edited, f"optim.end_rate={value!r}")
     assert edited.optim.end_rate == value
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 2**63, 2**64])
+def test_a_seed_that_jax_would_shorten_is_refused(seed):
+    with pytest.raises(UserError, match=r"config\.seed=.*between 0 and"):
+        config.load("bert_tiny", [f"seed={seed}"])
+    assert config.load("bert_tiny", [f"seed={2**32 - 1}"]).seed == 2**32 - 1

@@ -301,3 +301,18 @@ def check_parts(tokenizer, texts):
             if before[-1:].isspace() or "".join(parts[i:])[:1].isspace():
                 size = len(tokenizer.encode(before))
                 assert offsets[begin + i] - offsets[begin] == size
+
+
+def test_a_full_disk_leaves_the_tokenizer_that_was_there(tmp_path, monkeypatch):
+    found = train_tokenizer(config.Tokenizer(), 60, ["a few words of text"] * 9)
+    found.save(tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(folder):
+        (folder / "tokenizer.json").write_text("{")
+        raise Exception("No space left on device (os error 28)")  # as tokenizers does
+
+    monkeypatch.setattr(found._backend, "save", full)
+    with pytest.raises(UserError, match="cannot be written.*make room"):
+        found.save(tmp_path)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
