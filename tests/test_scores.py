@@ -100,6 +100,23 @@ def test_a_constant_correlates_with_nothing_and_warns_of_nothing(score):
     assert score([1], [1]) == 0.0
 
 
+@pytest.mark.parametrize("positive", [0, 1, 2])
+def test_f1_counts_the_class_that_is_named(positive):
+    gold, predicted = [0, 0, 1, 1, 2, 2], [0, 1, 1, 1, 2, 0]
+    expected = {0: 0.5, 1: 0.8, 2: 2 / 3}[positive]
+    assert scores.f1(gold, predicted, positive) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("scheme", ["BIESO", "BILUO", "BMESO", "BMEWO"])
+def test_schemes_with_ends_and_single_words_count_alike(scheme):
+    names = dict(zip("BIESO", scheme, strict=True))
+    tags = "B-x I-x E-x S-x S-x O B-y E-y B-y I-y E-y".split()
+    wrong = "B-x I-x E-x S-x B-x O B-y E-y B-y E-y S-y".split()
+    sides = [[[names[t[0]] + t[1:] for t in side]] for side in (tags, wrong)]
+    assert scores.entity_f1(sides[0], sides[0])["f1"] == 1
+    assert scores.entity_f1(*sides) == scores.entity_f1([tags], [wrong])
+
+
 def test_f1_without_any_positive_is_zero_without_a_warning():
     assert scores.f1([0, 0], [0, 0]) == scores.f1([0, 1], [0, 0]) == 0.0
 

@@ -1,11 +1,11 @@
 """Windows over texts: with perfect scores every answer comes back."""
 
 import math
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from bert_jax import scores
 from bert_jax.config import Tokenizer
 from bert_jax.data import answers
 from bert_jax.data.squad import Question, questions, repair
@@ -23,11 +23,11 @@ def _perfect(windows):
 
 @pytest.mark.shared
 @pytest.mark.parametrize(
-    ("name", "limit", "repaired", "partial"),
-    # partial: answers that end inside a word, which tokens cannot say.
-    [("xquad.en", 384, 0, 1), ("xquad.en", 96, 0, 1), ("covidQA_200423", 384, 234, 34)],
+    ("name", "limit", "repaired", "inside"),
+    [("xquad.en", 384, 0, 1), ("xquad.en", 96, 0, 1), ("covidQA_200423", 384, 234, 2)],
 )
-def test_every_answer_is_recovered(shared, name, limit, repaired, partial):
+def test_every_answer_is_recovered(shared, name, limit, repaired, inside):
+    """Of 37 of COVID-QA's 300 that differed, 35 did by white space at their ends."""
     vocabulary = shared / "reference" / "vocab" / "bert-base-uncased.txt"
     tokenizer = load_tokenizer(vocabulary, Tokenizer())
     file = shared / "finetune" / "SQuAD-format" / f"{name}.json.xz"
@@ -35,24 +35,23 @@ def test_every_answer_is_recovered(shared, name, limit, repaired, partial):
     assert (report.repaired, report.unrepairable) == (repaired, 0)
     if name.startswith("covid"):
         asked = asked[:300]  # texts of 6,000 tokens
-    windows = answers.encode(tokenizer, asked, limit, 128)
+    unusable = Counter()
+    windows = answers.encode(tokenizer, asked, limit, 128, 0.1, unusable)
     assert np.diff(windows.sequences.offset).max() <= limit
+    assert unusable == {answers.INSIDE: inside}
     found = answers.decode(asked, windows, _perfect(windows), 10**6)
-    chosen = answers.choose(found, math.inf)
-    wrong = [
-        question.answers[0][0]
-        for question, text in zip(asked, chosen, strict=True)
-        if not scores.exact_match(text, [question.answers[0][0]])
-    ]
-    assert len(wrong) <= partial, wrong
-    inside = [q for q in asked if q.answers[0][0] in wrong]
-    for question in inside:  # no other fault: the answer begins or ends in a word
-        text, start = question.answers[0]
-        around = (
-            question.context[start - 1 : start + 1],
-            question.context[start + len(text) - 1 : start + len(text) + 1],
-        )
-        assert any(len(pair) == 2 and pair.isalnum() for pair in around), text
+    wrong = []
+    for question, text in zip(asked, answers.choose(found, math.inf), strict=True):
+        gold, start = question.answers[0]
+        if text != gold.strip():
+            wrong.append(question)
+            assert gold.strip() in text
+            around = (  # the answer begins or ends in a word
+                question.context[start - 1 : start + 1],
+                question.context[start + len(gold) - 1 : start + len(gold) + 1],
+            )
+            assert any(len(pair) == 2 and pair.isalnum() for pair in around), gold
+    assert len(wrong) == inside
 
 
 def _question(**more):

@@ -115,6 +115,22 @@ def test_after_repair_every_answer_is_at_its_place(question, shift):
     assert len(kept) + report.dropped == 1
 
 
+@given(st.text(st.sampled_from("ab \xe9\ud55c\U0001f600"), min_size=1), st.data())
+def test_offsets_in_utf16_units_or_bytes_are_understood(context, data):
+    start = data.draw(st.integers(0, len(context) - 1))
+    text = context[start : data.draw(st.integers(start + 1, len(context)))]
+    codec, unit = data.draw(st.sampled_from([("utf-16-le", 2), ("utf-8", 1)]))
+    given_as = len(context[:start].encode(codec)) // unit
+    (kept, report) = repair([asked(context, (text, given_as))])
+    assert report.unrepairable == len(kept) - 1 == 0
+    # Elsewhere only if the text is where the number says, as code points.
+    ((found, place),) = kept[0].answers
+    assert context.startswith(found, place) and found.strip() == text.strip()
+    if context.count(text) == 1 or not context.startswith(text, given_as):
+        bare = context[given_as:].startswith(text.strip()) and text.strip() != text
+        assert place == start or bare
+
+
 def one(item, **paragraph):
     paragraph = {"context": "a b", "qas": [item]} | paragraph
     good = {"id": 1, "question": "?", "answers": [{"text": "a", "answer_start": 0}]}
@@ -165,6 +181,29 @@ def without(key, **more):
 def test_mistakes_are_named_with_their_place(tmp_path, content, message):
     with pytest.raises(UserError, match=re.escape(message)):
         questions(put(tmp_path, content))
+
+
+@pytest.mark.parametrize("key", ["guid", "qid"])
+def test_an_id_may_have_another_name(tmp_path, key):
+    found = questions(put(tmp_path, one(without("id", **{key: "m7"}))))
+    assert found[1].id == "m7"
+
+
+@pytest.mark.parametrize("start", [True, "0", None, 1.0])
+def test_an_offset_is_a_whole_number(tmp_path, start):
+    answer = {"text": "a", "answer_start": start}
+    with pytest.raises(UserError, match="answer_start: missing or not a whole number"):
+        questions(put(tmp_path, one(without("", answers=[answer]))))
+
+
+def test_the_format_of_korquad_2_is_named(tmp_path):
+    qas = [{"id": "1", "question": "?", "answer": {"text": "a", "answer_start": 0}}]
+    entry = {"title": "t", "url": "u", "context": "<p>a</p>", "qas": qas}
+    with pytest.raises(UserError, match=r"a\.json: data\[0\]: .*KorQuAD 2\.0.*HTML"):
+        questions(put(tmp_path, {"data": [entry]}))
+    for content in ("[" * 100_000, '{"data": ' + "9" * 5000 + "}"):
+        with pytest.raises(UserError, match=r"a\.json: not JSON"):
+            questions(put(tmp_path, content))
 
 
 def test_a_file_to_be_predicted_needs_no_answers(tmp_path):

@@ -86,6 +86,10 @@ def test_blank_lines_documents_and_where(tmp_path):
         ("##id-1\tA whole <sentence:OG>", "\t"),
         ("## columns : WORD\tTAG", "\t"),
         ("#", None),
+        ("#\thttp://de.example.org/seite [2009-10-17]", None),  # GermEval 2014
+        ("#\thttp://de.example.org/seite [2009-10-17]", "\t"),
+        ("#begin document (nw/wsj/00); part 000", None),  # CoNLL-2012
+        ("#end document", None),
     ],
 )
 def test_comments_are_left_out(tmp_path, comment, delimiter):
@@ -106,6 +110,30 @@ def test_words_that_begin_with_a_hash_are_words(tmp_path, word, delimiter):
     assert sentences(path)[0].words == [word, word, "a", "b"]
     path = put(tmp_path, "#a\tB-X\n#\tO\n")
     assert sentences(path)[0].words == ["#a", "#"]
+
+
+def test_a_hash_is_the_first_word_of_a_sentence(tmp_path):
+    content = "#\tO\nAnna\tB-X\n\n#\tB-X\n#begin\tO\n\n# \tO\nso\tO\n"
+    path = put(tmp_path, content)
+    assert [one.words for one in sentences(path, delimiter="\t")] == [
+        ["#", "Anna"],
+        ["#", "#begin"],
+        ["# ", "so"],
+    ]
+    # In a file of words alone too, which is to be predicted.
+    path = put(tmp_path, "#\nAnna\n# newdoc id = 1\n#end\n")
+    assert sentences(path, 0, None)[0].words == ["#", "Anna", "#end"]
+
+
+@pytest.mark.parametrize(
+    "start",
+    ["-DOCSTART-", "-DOCSTART- (6794356)", "-DOCSTART- NN O O O", "-DOCSTART-\tO"],
+)
+@pytest.mark.parametrize("blank", ["\n", "", " \t\n", "\u00a0\n", "\u3000\n"])
+def test_documents_end_sentences_whatever_their_columns(tmp_path, start, blank):
+    content = f"{start}\n{blank}a NN B-X\nb NN O\n{start}\n{blank}c NN O\n{blank}"
+    found = sentences(put(tmp_path, content))
+    assert [one.words for one in found] == [["a", "b"], ["c"]]
 
 
 def test_a_tab_keeps_words_that_are_spaces(tmp_path):
@@ -129,6 +157,8 @@ def test_a_tab_keeps_words_that_are_spaces(tmp_path):
         ("a O\n", {"word_column": "word"}, r"a\.conll:1: no column word"),
         ("", {}, r"a\.conll: no sentences"),
         ("# only\n\n", {}, r"a\.conll: no sentences.*at least one"),
+        ("a O\nb O\rc O\n", {}, r"a\.conll:2: a carriage return.*tr"),
+        ("a O\rb O\r", {}, r"a\.conll:1: lines end with carriage returns"),
         (b"a O\n\xff O\n", {}, r"a\.conll:2: not valid utf-8"),
     ],
 )
@@ -162,6 +192,7 @@ def test_the_keys_of_json_can_be_named(tmp_path):
 
 def test_schemes_that_mark_spans_pass(tmp_path):
     tags = ["O", "B-PER", "I-PER", "E-PER", "S-work-of art", "I", "B"]
+    tags += ["U-PER", "L-PER", "M-PER", "U", "L"]  # BILOU, BMES
     check_scheme([Sentence(["x"] * len(tags), tags, "a:1")])
 
 
@@ -172,6 +203,35 @@ def test_a_tag_of_no_scheme_is_named(tmp_path, tag):
         UserError, match=rf"a\.conll:3, word 2 of.*\('b'\): tag '{tag}'"
     ):
         check_scheme(sentences(path))
+
+
+@pytest.mark.parametrize(
+    ("tag", "words"),
+    [
+        ("PER-B", "'PER-B' to 'B-PER'"),
+        ("PER_B", "'PER_B' to 'B-PER'"),
+        ("work_of_art_I", "'work_of_art_I' to 'I-work_of_art'"),
+        ("B_PER", "'B_PER' to 'B-PER'"),
+        ("b-per", "'b-per' to 'B-per'"),
+        ("-", "'-' to 'O'"),
+        ("o", "'o' to 'O'"),
+        ("3", "names in place of numbers"),
+        ("NN", "such as B-PER"),
+    ],
+)
+def test_a_tag_is_named_with_the_form_that_it_should_have(tmp_path, tag, words):
+    path = put(tmp_path, f"so O\n\na O\nb\t{tag}\n")
+    with pytest.raises(UserError, match=r"a\.conll:3, word 2.*to BIO") as told:
+        check_scheme(sentences(path))
+    assert words in str(told.value)
+
+
+def test_integer_tags_and_empty_tags_of_json_are_named(tmp_path):
+    for value, wrong in (("3", "a int, not text"), ('""', "an empty text")):
+        content = f'{{"tokens": ["a", "b"], "ner_tags": ["O", {value}]}}'
+        path = put(tmp_path, content, "a.json")
+        with pytest.raises(UserError, match=f"json:1: .*number 2 is {wrong}.*by name"):
+            sentences(path)
 
 
 # Counted with grep; the tags must agree exactly.

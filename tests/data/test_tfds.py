@@ -1,10 +1,14 @@
 import inspect
+from collections import Counter
 
 import numpy as np
 import pytest
 
-from bert_jax.data.labelled import choices, table
+from bert_jax.config import Data
+from bert_jax.data.corpus import documents
+from bert_jax.data.labelled import Form, choices, table
 from bert_jax.data.labels import labels_of
+from bert_jax.data.records import Report
 from bert_jax.data.squad import questions
 from bert_jax.data.tagged import sentences
 from bert_jax.errors import UserError
@@ -123,6 +127,27 @@ def test_words_have_the_names_of_their_tags(folder):
     tfds_set.write(folder, "tiny_words/1.0.0", features, {"train": rows})
     found = sentences("tfds:tiny_words:train")
     assert [one[:2] for one in found] == [(["so", "it"], ["O", "B-x"]), (["is"], ["O"])]
+
+
+def test_text_that_is_not_utf8_is_named_or_counted(folder):
+    features = {"text": TEXT, "label": classes("no", "yes")}
+    rows = [{"text": text, "label": 1} for text in (b"so", b"caf\xe9", b"it", b"is")]
+    tfds_set.write(folder, "tiny_bytes/1.0.0", features, {"train": rows})
+    name = "tfds:tiny_bytes:train"
+    with pytest.raises(UserError, match=r"train\[1\]: .*not UTF-8.*bad_rows=skip"):
+        table(name, "text", label="label")
+    report = Report()
+    found = table(
+        name, "text", label="label", form=Form(bad_rows="skip"), report=report
+    )
+    assert [one.text for one in found] == ["so", "it", "is"]
+    assert "1 of 4 rows are left out" in report.notes(name)[0]
+    # To be predicted, it has all of its rows.
+    found = table(name, "text", form=Form(bad_rows="skip"))
+    assert [one.text for one in found] == ["so", "", "it", "is"]
+    skipped = Counter()
+    lines = list(documents(Data(source=(name,)), skipped))
+    assert lines == [["so"], ["it"], ["is"]] and skipped["bad_utf8_lines"] == 1
 
 
 @pytest.mark.parametrize(
