@@ -13,7 +13,7 @@ _PREFIX = "tfds:"
 _NUMBERED = tuple(f"glue/{task}" for task in ("cola", "mrpc", "qqp", "sst2", "wnli"))
 _BATCH = 256  # [records] converted together: several times as fast as one by one
 _RETRIES = 5  # of a download, within about 6 seconds
-_SHOWN = 300  # [characters] of what the library says
+_SHOWN = 230  # [characters] of what the library says
 
 
 def is_named(source: str) -> bool:
