@@ -29,6 +29,24 @@ def _options(parser: argparse.ArgumentParser) -> None:
         help="a directory with config.json and model.safetensors (Hugging Face), or "
         "with bert_config.json, vocab.txt and bert_model.ckpt.* (the original)",
     )
+    parser.add_argument(
+        "--lowercase",
+        choices=("true", "false"),
+        help="whether the model reads lowercased text; without it the files decide",
+    )
+    parser.add_argument(
+        "--drop",
+        metavar="REGEX",
+        default="",
+        help="tensors to leave out, by a regular expression found in their names",
+    )
+    parser.add_argument(
+        "--architecture",
+        metavar="CLASS",
+        default="",
+        help="class of transformers to read it as, such as BertForMaskedLM, in place "
+        "of the one that config.json names",
+    )
 
 
 def main(argv: Sequence[str]) -> int:
@@ -48,8 +66,12 @@ def main(argv: Sequence[str]) -> int:
     _check_empty(workdir)
     from bert_jax import config as configs
     from bert_jax import interop, owner
+    from bert_jax.data import coverage
+    from bert_jax.data.tokenizer import UNKNOWN_LIMIT
 
-    source = interop.load(args.source)
+    lowercase = None if args.lowercase is None else args.lowercase == "true"
+    choices = interop.Choices(lowercase, args.drop, args.architecture)
+    source = interop.load(args.source, choices)
     positions = source.model.positions
     frozen = configs.Config(
         init=args.source,
@@ -67,16 +89,37 @@ def main(argv: Sequence[str]) -> int:
         with contextlib.suppress(OSError):  # not empty
             workdir.rmdir()
         raise
+    share, known = coverage.unknown(source.tokenizer)
+    if share > UNKNOWN_LIMIT:
+        print(
+            f"bert-jax: warning: {args.source}: {share:.0%} of the tokens of plain "
+            f"text in {', '.join(known)} letters are [UNK]; the vocabulary may be of "
+            "another kind of tokenizer, or of text split into words beforehand",
+            file=sys.stderr,
+        )
+    if source.dropped:
+        print(
+            f"bert-jax: left out {len(source.dropped)} tensors by --drop={args.drop}: "
+            f"{', '.join(source.dropped)}",
+            file=sys.stderr,
+        )
     result = {
         "workdir": args.workdir,
         "kind": source.task.kind,
         "parts": list(source.params),
         "vocabulary": source.tokenizer.vocabulary().size,
+        "tokenizer": list(source.tokenizer.notes),
+        "unknown_share": share,
+        "dropped": list(source.dropped),
         **{n: getattr(source.model, n) for n in ("layers", "hidden", "heads")},
     }
     if args.json:
         print(json.dumps(result))
         return 0
+    for note in source.tokenizer.notes:
+        print(f"tokenizer: {note}")
+    if known:
+        print(f"[UNK]: {share:.1%} of a built-in sample in {', '.join(known)} letters")
     print(
         f"{args.workdir}: {result['layers']} layers, {result['hidden']} "
         f"features, {result['vocabulary']:,} tokens; parts: {', '.join(source.params)}"

@@ -8,6 +8,7 @@ from argparse import ArgumentParser
 from bert_jax import remote
 from bert_jax.cli.arguments import parse
 from bert_jax.data.prepare import prepare_store
+from bert_jax.data.tokenizer import UNKNOWN_LIMIT
 from bert_jax.errors import UserError
 
 
@@ -84,8 +85,35 @@ def _summary(result: dict) -> str:
         f"tokens        {result['tokens']:,} of {result['dtype']}\n"
         f"vocabulary    {result['vocabulary']['size']:,} "
         f"({result['tokenizer']['kind']}, {result['vocabulary']['hash'][:12]})\n"
+        f"{_korean(result)}"
+        f"{_unknown(result)}"
         f"skipped       {skipped or 'nothing'}\n"
         f"time          {seconds['tokenizer']:.1f} s for the tokenizer, "
         f"{seconds['encoding']:.1f} s for the text "
         f"({result['megabytes_per_second']:.1f} MB/s)"
     )
+
+
+def _korean(result: dict) -> str:
+    """The line on what a new tokenizer does to Korean, where the text is Korean."""
+    made_from = result["made_from"]
+    if made_from.get("language") != "ko" or "vocab_size" not in made_from:
+        return ""
+    line = "Korean        syllables are kept whole"
+    if result["tokenizer"]["lowercase"]:
+        line += ", Latin letters lowercased without accents (tokenizer.lowercase=true)"
+    return line + "\n"
+
+
+def _unknown(result: dict) -> str:
+    """The line on tokens that the vocabulary lacks; none for a store without count."""
+    if "unknown_tokens" not in result:
+        return ""
+    share = result["unknown_tokens"] / result["tokens"]
+    line = f"unknown       {share:.2%} of the tokens are [UNK]"
+    if share > UNKNOWN_LIMIT:
+        line += (
+            "; the model learns nothing from them: use a tokenizer made for this text, "
+            "or train one on it with a larger config.model.vocab_size"
+        )
+    return line + "\n"

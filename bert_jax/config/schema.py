@@ -24,7 +24,7 @@ class Tokenizer:
 
     kind: str = "wordpiece"  # wordpiece, bpe, byte_bpe or unigram
     path: str = ""  # tokenizer.json, vocab.txt or .model to load; "" trains one
-    lowercase: bool = True  # also strips accents, as BERT's uncased models do
+    lowercase: bool = True  # also strips accents of Latin, Greek, Cyrillic letters
     train_bytes: int = 64_000_000  # [bytes] of text that a new tokenizer is trained on
     min_frequency: int = 2  # [occurrences] below which training makes no merge
 

@@ -21,7 +21,7 @@ from bert_jax.data.sentences import split
 from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
 from bert_jax.errors import UserError
 
-_VERSION = 2  # of the parts' content; others are not reused
+_VERSION = 3  # of the parts' content; others are not reused
 _BLOCK = 4_000_000  # [characters] of text in a part
 _PENDING = 2  # blocks a worker that may wait, each some 10 MB in two processes
 
@@ -35,6 +35,7 @@ class Part(NamedTuple):
     tokens: int
     text_bytes: int
     empty: int  # documents without a single token, left out
+    unknown: int  # tokens that are [UNK]
 
 
 class Encoder:
@@ -42,6 +43,7 @@ class Encoder:
 
     def __init__(self, partial: Path, config: Config, dtype: str) -> None:
         self._tokenizer = load_tokenizer(partial / "tokenizer", config.tokenizer)
+        self._unknown = self._tokenizer.vocabulary().unk
         self._directory, self._dtype = partial, dtype
         self._language = config.data.language
         digest = xxhash.xxh3_64(f"{_VERSION} {dtype} {self._language}".encode())
@@ -68,6 +70,7 @@ class Encoder:
             len(arrays["tokens"]),
             len(block) - 2 * len(raw) + 2,
             len(raw) - int(whole.sum()),
+            int((arrays["tokens"] == self._unknown).sum()),
         ]
         arrays["tokens"] = arrays["tokens"].astype(self._dtype)
         arrays["hashes"] = np.array(hashes, np.uint64)[whole]

@@ -127,6 +127,7 @@ def _build(
         "documents": sum(part.documents for part in parts),
         "sentences": sum(part.sentences for part in parts),
         "tokens": sum(part.tokens for part in parts),
+        "unknown_tokens": sum(part.unknown for part in parts),
         "text_bytes": text_bytes,
         "skipped": dict(sorted((name, n) for name, n in skipped.items() if n)),
         "vocabulary": {

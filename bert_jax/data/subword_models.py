@@ -1,6 +1,7 @@
 """The models behind the tokenizer interface, one class a library."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import sentencepiece
 import tokenizers
 
 from bert_jax.data.word_cache import (
+    ACCENTS,
     Encoded,
     WordCache,
     batches,
@@ -16,6 +18,7 @@ from bert_jax.data.word_cache import (
     is_local,
     join,
 )
+from bert_jax.errors import UserError
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _OTHERS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")  # RoBERTa's; ALBERT's in part
@@ -28,6 +31,15 @@ def special_of(tokens: Sequence[str]) -> tuple[str, ...]:
     """What a vocabulary calls each of `SPECIAL`, "" where it has none."""
     there, pairs = set(tokens), zip(SPECIAL, _OTHERS, strict=True)
     return tuple(next((n for n in pair if n in there), "") for pair in pairs)
+
+
+def kind_of_content(content: Mapping[str, Any]) -> str:
+    """The `kind` of the content of a tokenizer.json."""
+    model = content["model"].get("type", "WordPiece")
+    if model == "BPE":
+        pre = json.dumps(content.get("pre_tokenizer"))
+        return "byte_bpe" if "ByteLevel" in pre else "bpe"
+    return {"WordPiece": "wordpiece", "Unigram": "unigram"}[model]
 
 
 class Subwords:
@@ -63,13 +75,34 @@ class Subwords:
         found = self._tokenizer.encode_batch(texts, add_special_tokens=False)
         return [(encoding.ids, encoding.offsets) for encoding in found]
 
+    def bert_normalizer(self) -> dict[str, Any] | None:
+        """The flags of BERT's normalizer and pre-tokenizer, None with any other."""
+        content = json.loads(self._tokenizer.to_str())
+        normalizer, pre = content["normalizer"], content["pre_tokenizer"]
+        plain = (normalizer or {}).get("type") == "BertNormalizer"
+        return normalizer if plain and pre == {"type": "BertPreTokenizer"} else None
+
+    def normalize(self, text: str) -> str:
+        """The text as the model sees it."""
+        normalizer = self._tokenizer.normalizer
+        return normalizer.normalize_str(text) if normalizer else text
+
+    def encode_special(self, text: str) -> list[int]:
+        """Ids of a text in which special tokens stand for themselves."""
+        self._tokenizer.encode_special_tokens = False
+        try:
+            return self._tokenizer.encode(text, add_special_tokens=False).ids
+        finally:
+            self._tokenizer.encode_special_tokens = True
+
     def decode(self, ids: Sequence[int]) -> str:
         """As `TextTokenizer.decode`."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=True)
 
     def save(self, directory: Path) -> None:
         """Writes the files that `load_tokenizer` reads."""
-        save(self._tokenizer, self.tokens, directory, self.separators)
+        finish(self._tokenizer, self.tokens)
+        self._tokenizer.save(str(directory / "tokenizer.json"))
         if isinstance(self._tokenizer.model, tokenizers.models.WordPiece):
             lines = "".join(token + "\n" for token in self.tokens)
             (directory / "vocab.txt").write_text(lines, "utf-8")
@@ -103,6 +136,19 @@ class Unigram:
         )
         return [(row["ids"], row["offsets"]) for row in found]
 
+    def normalize(self, text: str) -> str:
+        """The text as the model sees it."""
+        return self._processor.normalize(text).replace(SPACE, " ").strip()
+
+    def bert_normalizer(self) -> None:
+        """It has none."""
+
+    def encode_special(self, text: str) -> list[int]:
+        """Ids of a text in which special tokens stand for themselves."""
+        fast = as_fast_unigram(self._model)
+        finish(fast, self.tokens)
+        return fast.encode(text, add_special_tokens=False).ids
+
     def decode(self, ids: Sequence[int]) -> str:
         """As `TextTokenizer.decode`."""
         special = set(map(self.tokens.index, self.special))
@@ -111,7 +157,9 @@ class Unigram:
     def save(self, directory: Path) -> None:
         """Writes the files that `load_tokenizer` reads."""
         (directory / "tokenizer.model").write_bytes(self._model)
-        save(as_fast_unigram(self._model, self.tokens), self.tokens, directory)
+        fast = as_fast_unigram(self._model)
+        finish(fast, self.tokens)
+        fast.save(str(directory / "tokenizer.json"))
 
 
 def _encode_parts(
@@ -152,29 +200,15 @@ def _collapse(parts: Sequence[str]) -> tuple[str, list[int]]:
     return "".join(text), borders[1:]
 
 
-def as_fast_unigram(
-    model: bytes, tokens: list[str], before: Sequence[Any] = ()
-) -> tokenizers.Tokenizer:
-    """The same Unigram model for the `tokenizers` library, for other programs.
-
-    Args:
-      model: of sentencepiece.
-      tokens: its vocabulary.
-      before: normalizers of the text that it is given.
-    """
-    from sentencepiece import sentencepiece_model_pb2
-
-    messages: Any = sentencepiece_model_pb2  # made at run time
-    proto = messages.ModelProto.FromString(model)
-    scores = [(piece.piece, piece.score) for piece in proto.pieces]
-    names = special_of(tokens)
-    unk = tokens.index(names[1])
+def as_fast_unigram(model: bytes) -> tokenizers.Tokenizer:
+    """The same Unigram model for the `tokenizers` library, for other programs."""
+    scores, charsmap = unigram_vocabulary(model)
+    names = special_of([piece for piece, _ in scores])
+    unk = [piece for piece, _ in scores].index(names[1])
     tokenizer = tokenizers.Tokenizer(tokenizers.models.Unigram(scores, unk, False))
     normalizers = tokenizers.normalizers
-    charsmap = proto.normalizer_spec.precompiled_charsmap
     tokenizer.normalizer = normalizers.Sequence(
         [
-            *before,
             *([normalizers.Precompiled(charsmap)] if charsmap else ()),
             normalizers.Replace(tokenizers.Regex(" {2,}"), " "),
             normalizers.Strip(),
@@ -186,16 +220,55 @@ def as_fast_unigram(
     return tokenizer
 
 
-def albert(model: bytes, lowercase: bool) -> tokenizers.Tokenizer:
-    """A tokenizer from ALBERT's spiece.model: Lan et al. 2020, `tokenization.py`.
+def albert(
+    scores: list[tuple[str, float]],
+    charsmap: bytes,
+    lowercase: bool,
+    keep_accents: bool = False,
+) -> tokenizers.Tokenizer:
+    """ALBERT's tokenizer: Lan et al. 2020, `tokenization.py`.
 
-    That code changes the text before the model sees it, which the file does not say.
+    Args:
+      scores: pieces and their scores, from `unigram_vocabulary`.
+      charsmap: of sentencepiece's normalization; b"" for none.
+      lowercase: whether text is lowercased, which the model file does not say.
+      keep_accents: whether accents are kept, likewise.
     """
     steps = tokenizers.normalizers
     before = [steps.Replace("``", '"'), steps.Replace("''", '"')]
-    before += [steps.NFKD(), steps.StripAccents()]
+    before += [] if keep_accents else [steps.NFKD(), steps.StripAccents()]
     before += [steps.Lowercase()] if lowercase else []
-    return as_fast_unigram(model, Unigram(model).tokens, before)
+    before += [steps.Precompiled(charsmap)] if charsmap else []
+    pieces = [piece for piece, _ in scores]
+    unk = special_of(pieces)[1]
+    model = tokenizers.models.Unigram(scores, pieces.index(unk) if unk else 0, False)
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.normalizer = steps.Sequence(before)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence(
+        [
+            tokenizers.pre_tokenizers.WhitespaceSplit(),
+            tokenizers.pre_tokenizers.Metaspace(),
+        ]
+    )
+    tokenizer.decoder = tokenizers.decoders.Metaspace()
+    return tokenizer
+
+
+def unigram_vocabulary(model: bytes) -> tuple[list[tuple[str, float]], bytes]:
+    """Pieces with their scores and the normalization of a sentencepiece model.
+
+    Raises:
+      ValueError: the model is damaged.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    messages: Any = sentencepiece_model_pb2  # made at run time
+    try:
+        proto = messages.ModelProto.FromString(model)
+    except Exception as error:  # of protobuf, which may be one of two
+        raise ValueError(f"no sentencepiece model: {error}") from None
+    scores = [(piece.piece, piece.score) for piece in proto.pieces]
+    return scores, proto.normalizer_spec.precompiled_charsmap
 
 
 def byte_bpe(vocabulary: dict[str, int], merges: str) -> tokenizers.Tokenizer:
@@ -215,13 +288,14 @@ def byte_bpe(vocabulary: dict[str, int], merges: str) -> tokenizers.Tokenizer:
     names = special_of(list(vocabulary))
     tokenizer.add_special_tokens([name for name in names if name])
     if names == _OTHERS:
-        _frame(tokenizer, names, separators=2)
+        frame(tokenizer, names, separators=2)
     return tokenizer
 
 
-def _frame(
-    tokenizer: tokenizers.Tokenizer, names: Sequence[str], separators: int
+def frame(
+    tokenizer: tokenizers.Tokenizer, names: Sequence[str], separators: int = 1
 ) -> None:
+    """Sets what stands around a text and between two: [CLS] A [SEP] B [SEP]."""
     _, _, cls, sep, _ = names
     between = " ".join([sep] * separators)
     tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
@@ -231,35 +305,70 @@ def _frame(
     )
 
 
-def save(
-    tokenizer: tokenizers.Tokenizer,
-    tokens: list[str],
-    directory: Path,
-    separators: int = 1,
-) -> None:
-    """Writes tokenizer.json, which frames texts and pairs as the model reads them.
+def finish(tokenizer: tokenizers.Tokenizer, tokens: list[str]) -> None:
+    """Makes it frame texts and pairs as the model reads them, if it does not yet.
 
-    There [MASK] swallows the space before it, which byte-level BPE would otherwise
+    [MASK] then takes up the space before it, which byte-level BPE would otherwise
     make a token of.
     """
-    names = special_of(tokens)
-    added = tokenizers.AddedToken(names[-1], lstrip=True, special=True)
-    tokenizer.add_special_tokens([added])
-    _frame(tokenizer, names, separators)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    if tokenizer.post_processor is None:
+        names = special_of(tokens)
+        added = tokenizers.AddedToken(names[-1], lstrip=True, special=True)
+        tokenizer.add_special_tokens([added])
+        frame(tokenizer, names)
 
 
 def read_vocabulary(file: Path) -> dict[str, int]:
     """Token to id of a vocab.txt: the line number, from 0."""
-    lines = file.read_bytes().decode().removesuffix("\n").split("\n")
-    return {line.removesuffix("\r"): index for index, line in enumerate(lines)}
+    text = file.read_bytes().decode("utf-8-sig").removesuffix("\n")
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    for what, count in (
+        ("a piece, a tab and a number", sum("\t" in line for line in lines)),
+        ("pieces of sentencepiece", sum(line[:1] == SPACE for line in lines)),
+        ("pieces of byte-level BPE", sum(line[:1] == "\u0120" for line in lines)),
+        ("pieces of BPE", sum(line.endswith(("@@", "</w>")) for line in lines)),
+    ):
+        if count > max(2, len(lines) // 20):
+            raise UserError(
+                f"{file}: no vocabulary of WordPiece, which has one token a line and "
+                f"##x for the later pieces of a word: {count:,} of {len(lines):,} "
+                f"lines hold {what}; give the tokenizer.json, or the .model file, of "
+                "that tokenizer"
+            )
+    return {line: index for index, line in enumerate(lines)}
 
 
-def word_piece(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
-    """A BERT tokenizer: Devlin et al. 2019, the original `tokenization.py`."""
+def lowercasing() -> tokenizers.normalizers.Normalizer:
+    """Lowercases, and removes accents as BERT does, of European letters alone.
+
+    BERT's own normalizer decomposes all text: Hangul falls into jamo, and Japanese,
+    Indic and other scripts lose marks that are no accents.
+    """
+    steps = tokenizers.normalizers
+    accents = tokenizers.Regex(ACCENTS)
+    parts = [steps.BertNormalizer(True, True, False, True), steps.NFD()]
+    return steps.Sequence([*parts, steps.Replace(accents, ""), steps.NFC()])
+
+
+def word_piece(
+    vocabulary: dict[str, int],
+    lowercase: bool,
+    strip_accents: bool | None = None,
+    chinese: bool = True,
+) -> tokenizers.Tokenizer:
+    """A BERT tokenizer: Devlin et al. 2019, the original `tokenization.py`.
+
+    Args:
+      vocabulary: ids of the tokens.
+      lowercase: whether text is lowercased.
+      strip_accents: whether accents are taken off; None if text is lowercased.
+      chinese: whether each Chinese character is a word.
+    """
     model = tokenizers.models.WordPiece(vocabulary, unk_token="[UNK]")
     tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(lowercase=lowercase)
+    tokenizer.normalizer = tokenizers.normalizers.BertNormalizer(
+        True, chinese, strip_accents, lowercase
+    )
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = tokenizers.decoders.WordPiece(prefix="##")
     tokenizer.add_special_tokens([name for name in SPECIAL if name in vocabulary])

@@ -18,6 +18,7 @@ import tokenizers
 from numpy.typing import NDArray
 
 from bert_jax import config
+from bert_jax.data import pretrained
 from bert_jax.data.subword_models import (
     SPACE,
     SPECIAL,
@@ -25,12 +26,15 @@ from bert_jax.data.subword_models import (
     Unigram,
     albert,
     byte_bpe,
+    kind_of_content,
     read_vocabulary,
+    unigram_vocabulary,
     word_piece,
 )
 from bert_jax.data.word_cache import Encoded, flatten, skip_space
 from bert_jax.errors import UserError
 
+UNKNOWN_LIMIT = 0.05  # [share of tokens] beyond which [UNK] is warned of
 # Files of each kind that a directory may hold; the first is taken.
 _FILES = {
     "wordpiece": ("tokenizer.json", "vocab.txt"),
@@ -67,10 +71,14 @@ class TextTokenizer:
     No text, whatever it holds, is encoded to a special token but [UNK], unless asked.
     """
 
-    def __init__(self, backend: Subwords | Unigram, kind: str) -> None:
+    def __init__(
+        self, backend: Subwords | Unigram, kind: str, notes: Sequence[str] = ()
+    ) -> None:
         self._backend, self.kind = backend, kind
+        self.notes = tuple(notes)  # what was decided in reading another program's
         self.special = backend.special  # its names of what `SPECIAL` names
         self.separators = backend.separators  # [SEP] between two texts; RoBERTa's two
+        self.lowercase = backend.normalize("A") == "a"
 
     def encode_batch(self, texts: Sequence[str]) -> Encoded:
         """Encodes texts without adding or recognising special tokens.
@@ -123,15 +131,9 @@ class TextTokenizer:
         """Ids of one text; `special` reads [MASK] and its like as the tokens."""
         if not special:
             return self.encode_batch([text])[0].tolist()
-        known = dict(zip((*SPECIAL, *self.special), self.special * 2, strict=True))
-        pattern = "|".join(map(re.escape, known))
-        ids: list[int] = []
-        for piece in re.split(f"({pattern})", text):
-            if piece in known:
-                ids.append(self._backend.tokens.index(known[piece]))
-            else:
-                ids += self.encode(piece)
-        return ids
+        for name, own in zip(SPECIAL, self.special, strict=True):
+            text = text.replace(name, own)
+        return self._backend.encode_special(" ".join(text.split()))
 
     def decode(self, ids: Sequence[int]) -> str:
         """Readable text of ids; special tokens are left out."""
@@ -140,6 +142,10 @@ class TextTokenizer:
     def token(self, id: int) -> str:
         """The vocabulary entry of one id, with the marks of its family."""
         return self._backend.tokens[id]
+
+    def bert_normalizer(self) -> dict[str, Any] | None:
+        """The flags of a WordPiece tokenizer with BERT's normalizer, else None."""
+        return self._backend.bert_normalizer() if self.kind == "wordpiece" else None
 
     def save(self, directory: str | Path) -> None:
         """Write all that `load_tokenizer` needs, beside what other programs read.
@@ -197,23 +203,39 @@ def _continues(token: str, kind: str) -> bool:
     return byte >= 0x80 or chr(byte).isalnum()
 
 
-def load_tokenizer(path: str | Path, settings: config.Tokenizer) -> TextTokenizer:
+def load_tokenizer(
+    path: str | Path, settings: config.Tokenizer, lowercase: bool | None = None
+) -> TextTokenizer:
     """Loads a tokenizer made here or elsewhere.
+
+    A directory of transformers is read as that program reads it.
 
     Args:
       path: a tokenizer.json, vocab.txt (one token a line), vocab.json (beside a
         merges.txt) or sentencepiece .model, or a directory that holds one of them.
       settings: `kind` must fit the file; `lowercase` is used for a vocab.txt and for
         ALBERT's spiece.model, since the other formats say it themselves.
+      lowercase: in a directory of transformers, the user's choice against its files.
 
     Raises:
       UserError: no such file, of another kind, unreadable, or without one of the
         special tokens [PAD] [UNK] [CLS] [SEP] [MASK], or RoBERTa's <pad> <unk> <s>
         </s> <mask> in their places.
     """
-    file = _find(Path(path), settings.kind)
+    notes: Sequence[str] = ()
+    file = Path(path)
     try:
-        backend = _open(file, settings)
+        if pretrained.is_directory(file):
+            inner, kind, notes = pretrained.read(file, lowercase)
+            if kind != settings.kind:
+                raise UserError(
+                    f"config.tokenizer.path={path}: holds a tokenizer of another kind; "
+                    f"set --config.tokenizer.kind={kind}"
+                )
+            backend = Subwords(inner)
+        else:
+            file = _find(file, settings.kind)
+            backend = _open(file, settings)
     except UserError:
         raise
     except Exception as error:  # both libraries raise bare exceptions
@@ -227,7 +249,7 @@ def load_tokenizer(path: str | Path, settings: config.Tokenizer) -> TextTokenize
             f"config.tokenizer.path={path}: {file} has no special token "
             f"{' '.join(missing)}; BERT needs {' '.join(SPECIAL)}"
         )
-    return TextTokenizer(backend, settings.kind)
+    return TextTokenizer(backend, settings.kind, notes)
 
 
 def kind_of(directory: Path) -> str:
@@ -239,22 +261,13 @@ def kind_of(directory: Path) -> str:
     file = directory / "tokenizer.json"
     if file.is_file():
         try:
-            return _kind(json.loads(file.read_text("utf-8")))
+            return kind_of_content(json.loads(file.read_text("utf-8")))
         except Exception as error:  # what is in the file may be anything
             raise UserError(f"{file}: no tokenizer is read from it ({error})") from None
     for kind, names in reversed(_FILES.items()):
         if any((directory / name).is_file() for name in names):
             return kind
     return "wordpiece"
-
-
-def _kind(content: dict[str, Any]) -> str:
-    """Of the content of a tokenizer.json."""
-    model = content["model"].get("type", "WordPiece")
-    if model == "BPE":
-        pre = json.dumps(content.get("pre_tokenizer"))
-        return "byte_bpe" if "ByteLevel" in pre else "bpe"
-    return {"WordPiece": "wordpiece", "Unigram": "unigram"}[model]
 
 
 def _find(path: Path, kind: str) -> Path:
@@ -274,7 +287,8 @@ def _find(path: Path, kind: str) -> Path:
 def _open(file: Path, settings: config.Tokenizer) -> Subwords | Unigram:
     kind = settings.kind
     if file.name == "spiece.model" and kind == "unigram":
-        return Subwords(albert(file.read_bytes(), settings.lowercase))
+        pieces = unigram_vocabulary(file.read_bytes())
+        return Subwords(albert(*pieces, settings.lowercase))
     if file.suffix == ".model" and kind == "unigram":
         return Unigram(file.read_bytes())
     if file.suffix == ".txt" and kind == "wordpiece":
@@ -282,7 +296,10 @@ def _open(file: Path, settings: config.Tokenizer) -> Subwords | Unigram:
     if file.name == "vocab.json" and kind == "byte_bpe":
         merges = file.with_name("merges.txt").read_text("utf-8")
         return Subwords(byte_bpe(json.loads(file.read_text("utf-8")), merges))
-    if file.suffix == ".json" and _kind(json.loads(file.read_text("utf-8"))) == kind:
+    if (
+        file.suffix == ".json"
+        and kind_of_content(json.loads(file.read_text("utf-8"))) == kind
+    ):
         return Subwords(tokenizers.Tokenizer.from_file(str(file)))
     raise UserError(
         f"config.tokenizer.path={file} does not fit config.tokenizer.kind={kind}: "

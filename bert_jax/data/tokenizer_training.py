@@ -12,11 +12,12 @@ import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 
 from bert_jax import config
-from bert_jax.data.subword_models import SPACE, SPECIAL, word_piece
+from bert_jax.data.subword_models import SPACE, SPECIAL, lowercasing, word_piece
 from bert_jax.data.word_cache import batches
 
 _UNIGRAM_CHARACTERS = 12_000_000  # more takes minutes and gigabytes, and gains little
-_ALPHABET_SHARE = 8  # at most one in so many tokens of a vocabulary is a letter
+_COVERAGE = 0.9995  # share of a text's characters that are in its alphabet
+_ALPHABET_SHARE = 8  # one in so many tokens may be a letter beyond that
 # One mark or symbol, with the space before it; the space's stand-in is one too.
 _PUNCTUATION = f"{SPACE}?(?!{SPACE})[\\p{{P}}\\p{{S}}]"
 
@@ -27,7 +28,7 @@ def subwords(
     """Trains WordPiece, BPE or byte-level BPE on texts without whitespace runs."""
     kind, lowercase = settings.kind, settings.lowercase
     if kind == "wordpiece":
-        tokenizer = word_piece({}, lowercase)
+        tokenizer = _word_piece({}, lowercase)
     else:
         make = _byte_bpe if kind == "byte_bpe" else _bpe
         tokenizer = make(lowercase)
@@ -43,7 +44,7 @@ def subwords(
         )
         tokenizer.train_from_iterator(texts, trainer)
         return tokenizer
-    first, later = _alphabets(tokenizer, texts, max(vocab_size // _ALPHABET_SHARE, 64))
+    first, later = _alphabets(tokenizer, texts, vocab_size, kind == "wordpiece")
     letters = sorted(set(first) | set(later))
     options |= {"initial_alphabet": letters, "limit_alphabet": len(letters)}
     if kind == "bpe":
@@ -59,12 +60,20 @@ def subwords(
         **options,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return word_piece(tokenizer.get_vocab(with_added_tokens=False), lowercase)
+    return _word_piece(tokenizer.get_vocab(with_added_tokens=False), lowercase)
+
+
+def _word_piece(vocabulary: dict[str, int], lowercase: bool) -> tokenizers.Tokenizer:
+    tokenizer = word_piece(vocabulary, lowercase)
+    if lowercase:
+        tokenizer.normalizer = lowercasing()
+    return tokenizer
 
 
 def _bpe(lowercase: bool) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=lowercase)
+    plain = normalizers.BertNormalizer(lowercase=False)
+    tokenizer.normalizer = lowercasing() if lowercase else plain
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.WhitespaceSplit(),
@@ -86,22 +95,46 @@ def _byte_bpe(lowercase: bool) -> tokenizers.Tokenizer:
 
 
 def _alphabets(
-    tokenizer: tokenizers.Tokenizer, texts: list[str], limit: int
+    tokenizer: tokenizers.Tokenizer, texts: list[str], vocab_size: int, twice: bool
 ) -> tuple[list[str], list[str]]:
-    """The letters of the most distinct words: those that start one, and the others."""
-    words: set[str] = set()
+    """The letters that start a word, and those that continue one, most frequent first.
+
+    They cover 99.95 % of the characters, as in sentencepiece, and more where they
+    take up less than an eighth of the vocabulary; never more than fits into it.
+
+    Args:
+      tokenizer: normalizes and splits the texts.
+      texts: lines of text.
+      vocab_size: [tokens] of the vocabulary with its special tokens.
+      twice: a letter within words is a token of its own, beside the one at the start.
+    """
+    words: Counter[str] = Counter()
     for text in texts:
         words.update(text.split())
+    alike: dict[int, list[str]] = {}  # words by how often they occur
+    for word, count in words.items():
+        alike.setdefault(count, []).append(word)
     first: Counter[str] = Counter()
     later: Counter[str] = Counter()
-    for some in batches(list(words)):
-        plain = tokenizer.normalizer.normalize_str(" ".join(some))
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(plain):
-            first[word[0]] += 1
-            later.update(word[1:])
+    for count, some in alike.items():
+        own: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+        for block in batches(some):
+            plain = tokenizer.normalizer.normalize_str(" ".join(block))
+            for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(plain):
+                own[0][word[0]] += 1
+                own[1].update(word[1:])
+        for total, part in zip((first, later), own, strict=True):
+            total.update({letter: n * count for letter, n in part.items()})
     both = first + later
-    kept = sorted(both, key=lambda letter: (-both[letter], letter))[:limit]
-    return sorted(set(kept) & set(first)), sorted(set(kept) & set(later))
+    room, kept, covered = vocab_size - len(SPECIAL), set(), 0
+    for letter in sorted(both, key=lambda letter: (-both[letter], letter)):
+        room -= 1 + (twice and letter in later)
+        enough = covered >= _COVERAGE * both.total()
+        if room < 0 or (enough and len(kept) >= max(vocab_size // _ALPHABET_SHARE, 64)):
+            break
+        kept.add(letter)
+        covered += both[letter]
+    return sorted(kept & set(first)), sorted(kept & set(later))
 
 
 def unigram(settings: config.Tokenizer, vocab_size: int, texts: list[str]) -> bytes:
@@ -119,7 +152,7 @@ def unigram(settings: config.Tokenizer, vocab_size: int, texts: list[str]) -> by
         vocab_size=vocab_size,
         hard_vocab_limit=False,
         byte_fallback=False,
-        character_coverage=0.9995,
+        character_coverage=_COVERAGE,
         normalization_rule_name="nfkc_cf" if settings.lowercase else "nfkc",
         max_sentence_length=1 << 20,
         pad_id=0,

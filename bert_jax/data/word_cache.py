@@ -21,10 +21,12 @@ _WORDS = 1 << 19  # distinct words
 _CHARACTERS = 1 << 23  # in all of them
 BATCH = 1 << 18  # [characters] that the library encodes at a time, at 100 bytes each
 _FIRST = "\n"  # marks a word that no space precedes; no word holds this character
+ACCENTS = r"(?<=[\p{Latin}\p{Greek}\p{Cyrillic}])\p{Mn}+"  # after NFD
+_IN_WORDS = {"BertNormalizer", "Lowercase", "NFC", "NFD", "StripAccents", "Replace"}
 _LOCAL_NORMALIZERS = {
-    "BertPreTokenizer": {"BertNormalizer", "Lowercase", "NFC", "NFD", "StripAccents"},
+    "BertPreTokenizer": _IN_WORDS,
     "ByteLevel": {"Lowercase", "NFC", "NFD"},
-    "WhitespaceSplit": {"BertNormalizer", "Lowercase", "NFC", "NFD", "StripAccents"},
+    "WhitespaceSplit": _IN_WORDS,
 }
 
 
@@ -42,6 +44,7 @@ def is_local(tokenizer: tokenizers.Tokenizer) -> bool:
         and plain  # a token added to the text's own words may hold spaces
         and first.get("use_regex", True)
         and all(part["type"] in allowed for part in parts)
+        and all(part.get("pattern") in (None, {"Regex": ACCENTS}) for part in parts)
     )
 
 

@@ -6,17 +6,18 @@ from types import ModuleType
 
 from bert_jax.errors import UserError
 from bert_jax.interop import huggingface, tf1
-from bert_jax.interop.source import Described, Source
+from bert_jax.interop.source import AS_STATED, Choices, Described, Source
 
-__all__ = ["Described", "Source", "describe", "load"]
+__all__ = ["Choices", "Described", "Source", "describe", "load"]
 
 
-def load(directory: str | Path) -> Source:
+def load(directory: str | Path, choices: Choices = AS_STATED) -> Source:
     """Reads the model in a directory, whichever of the known programs wrote it.
 
     Args:
       directory: of Hugging Face's `save_pretrained` (`config.json`), or a released
         checkpoint of the original code (`bert_config.json`).
+      choices: what is decided in spite of its files.
 
     Returns:
       Config, parameters and tokenizer.
@@ -25,7 +26,7 @@ def load(directory: str | Path) -> Source:
       UserError: no such model there, a damaged file, or an architecture that is not
         BERT's; no code from a file is ever run.
     """
-    return _format(Path(directory)).load(Path(directory))
+    return _format(Path(directory)).load(Path(directory), choices)
 
 
 def describe(directory: str | Path) -> Described:

@@ -1,20 +1,21 @@
 """Models in Hugging Face's format, read and written."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 from safetensors.numpy import save_file
 
 from bert_jax.config import Config, Model, TaskSettings
 from bert_jax.data.tokenizer import TextTokenizer
 from bert_jax.errors import UserError
-from bert_jax.interop import names
+from bert_jax.interop import names, weights
 from bert_jax.interop.families import BERT, CLASSES, FAMILIES, Class, Family, narrow
 from bert_jax.interop.source import (
+    AS_STATED,
+    Choices,
     Described,
     Source,
     lead,
@@ -25,44 +26,45 @@ from bert_jax.interop.source import (
 from bert_jax.model.parts import of_encoder
 
 _SHAPE = {"segments", "embedding", "layer_groups"}  # what tells families apart
-# Arrays of fixed numbers that some versions save.
-_CONSTANTS = ("embeddings.position_ids", "embeddings.token_type_ids")
 
 
-def describe(directory: Path) -> Described:
+def describe(directory: Path, choices: Choices = AS_STATED) -> Described:
     """The model and tokenizer that `save_pretrained` of a known class wrote.
 
     Raises:
       UserError: a file is missing or damaged, or is not of such a model.
     """
-    file, options = directory / "config.json", directory / "tokenizer_config.json"
+    file = directory / "config.json"
     values = read_json(file)
     model = read_model(file, values, _family(file, values))
-    said = read_json(options) if options.is_file() else {}
-    return read_tokenizer(directory, model, said)
+    return read_tokenizer(directory, model, choices.lowercase)
 
 
-def load(directory: Path) -> Source:
+def load(directory: Path, choices: Choices = AS_STATED) -> Source:
     """The same with the weights.
 
     Raises:
       UserError: as `describe`; also a damaged weights file, or sizes that disagree
         with the config. Pickled code is never run.
     """
-    model, settings, tokenizer = describe(directory)
+    model, settings, tokenizer = describe(directory, choices)
     file = directory / "config.json"
     values = read_json(file)
     family = _family(file, values)
-    named = _class(file, values, family)
+    named = _class(file, values, family, choices.architecture)
     table = family.table(named.names if named else None)
-    tensors = _clean(dict(_read(directory)), family, table, directory)
+    tensors, dropped = weights.drop(weights.read(directory), choices.drop, directory)
+    tensors = _clean(tensors, family, table, directory)
     parts = names.parts_of(tensors, table)
     if named is None:
         named = _guess(file, parts)
     kind = named.task
     size = {row.ours: row.theirs for row in table}["head/bias"]
     classes = len(tensors[size]) if size in tensors else 0
-    labels = _labels(values, classes) if kind in ("classify", "tag", "span") else ()
+    _check_problem(file, values, kind, classes)
+    labels = (
+        _labels(file, values, classes) if kind in ("classify", "tag", "span") else ()
+    )
     if kind == "classify" and classes == 1:
         kind, labels = "regress", ()
     where = f"{directory}, config in {file.name}"
@@ -73,7 +75,8 @@ def load(directory: Path) -> Source:
     params = names.from_theirs(tensors, table, model, parts, classes, where, before)
     task = TaskSettings(kind=kind, labels=labels)
     pair = family.pair if "nsp" in params and model.segments > 1 else "none"
-    return Source(model, task, params, settings, tokenizer, pair)
+    left_out = tuple(dropped)
+    return Source(model, task, params, settings, tokenizer, pair, left_out)
 
 
 def _family(file: Path, values: Mapping[str, Any]) -> Family:
@@ -100,15 +103,23 @@ def _family(file: Path, values: Mapping[str, Any]) -> Family:
     return family
 
 
-def _class(file: Path, values: Mapping[str, Any], family: Family) -> Class | None:
-    """What the config says of the class, if it does."""
-    named = (values.get("architectures") or [None])[0]
+def _class(
+    file: Path, values: Mapping[str, Any], family: Family, asked: str
+) -> Class | None:
+    """The class that is asked for, else the one that the config names, if it does."""
+    listed = values.get("architectures") or [None]
+    named = asked or (listed if isinstance(listed, str) else listed[0])
     if named is None:
         return None
     known = {family.title + suffix: found for suffix, found in family.classes.items()}
     if named not in known:
+        said = "--architecture is" if asked else f"{file}: architectures names"
         raise UserError(
-            f"{file}: architectures names {named!r}; known are {', '.join(known)}"
+            f"{said} {named!r}; known for model_type={family.kind!r} are "
+            f"{', '.join(known)}. To read it as one of these: bert-jax import "
+            f"--source={file.parent} --workdir=RUN --architecture={next(iter(known))}, "
+            "with --drop=REGEX for tensors that the class does not have; "
+            "--config.init=RUN takes the result"
         )
     return known[named]
 
@@ -117,65 +128,48 @@ def _guess(file: Path, parts: set[str]) -> Class:
     if "head" in parts:
         raise UserError(
             f"{file}: says no architectures, and a classifier may belong to several; "
-            'add for example "architectures": ["BertForSequenceClassification"]'
+            'add for example "architectures": ["BertForSequenceClassification"], or '
+            "name it to bert-jax import by --architecture"
         )
     return Class("pretrain" if parts & {"mlm", "rtd"} else "encoder", ())
 
 
-def _labels(values: Mapping[str, Any], count: int) -> tuple[str, ...]:
+def _check_problem(
+    file: Path, values: Mapping[str, Any], kind: str, classes: int
+) -> None:
+    """Refuses a classifier whose loss is another than ours."""
+    problem = values.get("problem_type")
+    multiple = problem == "multi_label_classification"
+    if kind == "classify" and (multiple or (problem == "regression" and classes > 1)):
+        raise UserError(
+            f"{file}: problem_type={problem!r} with {classes} outputs; classifiers "
+            "here choose one class of several, or predict one number. To take the "
+            "encoder alone: bert-jax import with --architecture=BertModel (or "
+            "its family's) --drop='^classifier'"
+        )
+
+
+def _labels(file: Path, values: Mapping[str, Any], count: int) -> tuple[str, ...]:
     """Names of the classes in order of their ids."""
-    named = {int(k): str(v) for k, v in (values.get("id2label") or {}).items()}
-    return tuple(named.get(i, f"LABEL_{i}") for i in range(count))
-
-
-def _read(directory: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """All tensors of the one file, or of its shards."""
-    for stem, read in (
-        ("model.safetensors", _safetensors),
-        ("pytorch_model.bin", _bin),
-    ):
-        index = directory / f"{stem}.index.json"
-        if (directory / stem).is_file():
-            yield from read(directory / stem)
-            return
-        if index.is_file():
-            shards = read_json(index).get("weight_map") or {}
-            for name in sorted(set(shards.values())):
-                yield from read(directory / Path(name).name)
-            return
-    raise UserError(f"{directory}: no model.safetensors or pytorch_model.bin there")
-
-
-def _safetensors(file: Path) -> Iterator[tuple[str, np.ndarray]]:
+    found = values.get("id2label") or {}
+    if isinstance(found, list):
+        found = dict(enumerate(found))
     try:
-        with safetensors.safe_open(file, framework="np") as reader:
-            for name in reader.keys():  # noqa: SIM118, not a dict
-                yield name, np.asarray(reader.get_tensor(name), np.float32)
-    except (safetensors.SafetensorError, OSError, ValueError) as error:
+        named = {int(key): str(value) for key, value in found.items()}
+    except (AttributeError, TypeError, ValueError):
         raise UserError(
-            f"{file}: damaged or cut short ({error}); fetch it again"
+            f"{file}: id2label={json.dumps(found)[:200]} does not give each id its "
+            'label, as {"0": "negative", "1": "positive"} does'
         ) from None
-
-
-def _bin(file: Path) -> Iterator[tuple[str, np.ndarray]]:
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-    except ImportError:
+    unknown = sorted(key for key in named if not 0 <= key < count)
+    labels = tuple(named.get(i, f"LABEL_{i}") for i in range(count))
+    if unknown or len(set(labels)) < count:
+        why = f"names the class {unknown[0]}" if unknown else "has a label twice"
         raise UserError(
-            f"{file}: reading it needs PyTorch; pip install torch, or save the model "
-            "as model.safetensors"
-        ) from None
-    try:
-        # Only tensors: a pickle that names any other code is refused, not run.
-        found = torch.load(file, map_location="cpu", weights_only=True)
-        tensors = {name: tensor.float().numpy() for name, tensor in found.items()}
-    except Exception as error:  # the library raises a dozen kinds
-        first = (str(error) or type(error).__name__).splitlines()[0][:200]
-        raise UserError(
-            f"{file}: no PyTorch checkpoint of plain tensors, or damaged ({first}); "
-            "save the model as model.safetensors"
-        ) from None
-    yield from tensors.items()
+            f"{file}: id2label {why}, but the head has {count} classes, each of which "
+            "needs a label of its own; correct id2label"
+        )
+    return labels
 
 
 def _clean(
@@ -191,8 +185,7 @@ def _clean(
         whole = f"{family.kind}.{name}"
         if whole.startswith(tuple(starts)):  # of the bare model
             name = whole
-        if not name.endswith(_CONSTANTS):
-            found[name] = array
+        found[name] = array
     bias = ours["mlm/bias"]
     copies = {
         f"{family.decoder}.bias": bias,
@@ -416,13 +409,15 @@ def _tokenizer_config(config: Config, tokenizer: TextTokenizer) -> dict[str, Any
     values["model_max_length"] = config.model.positions
     segment = ["token_type_ids"] if config.model.segments > 1 else []
     values["model_input_names"] = ["input_ids", *segment, "attention_mask"]
-    if tokenizer.kind != "wordpiece":
+    # transformers builds its BertTokenizer anew, from these flags alone.
+    flags = tokenizer.bert_normalizer()
+    if flags is None:
         return values | {"tokenizer_class": "PreTrainedTokenizerFast"}
     return values | {
         "tokenizer_class": "BertTokenizer",
-        "do_lower_case": config.tokenizer.lowercase,
-        "tokenize_chinese_chars": True,
-        "strip_accents": None,
+        "do_lower_case": flags["lowercase"],
+        "tokenize_chinese_chars": flags["handle_chinese_chars"],
+        "strip_accents": flags["strip_accents"],
     }
 
 

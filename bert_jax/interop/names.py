@@ -181,6 +181,14 @@ def _check(tensors: Tensors, wanted: Mapping[str, tuple[int, ...]], where: str) 
             lines.append(f"  {len(names)} {kind}:")
             lines += [f"    {name}" for name in sorted(names)[:_SHOWN]]
             lines += [f"    and {len(names) - _SHOWN} more"] if names[_SHOWN:] else []
+    if faults["unexpected"]:
+        first = min(tensors.keys() - wanted)
+        start = re.escape(first.split(".")[0])
+        lines.append(
+            "  tensors of no part known here can be left out: bert-jax import "
+            f"--source=DIR --workdir=RUN --drop='^{start}\\.'; --config.init=RUN takes "
+            "the result"
+        )
     if lines:
         raise UserError(
             f"{where}: these tensors are not those of a model of that config:\n"

@@ -6,9 +6,11 @@ import numpy as np
 
 from bert_jax.config import TaskSettings
 from bert_jax.errors import UserError
-from bert_jax.interop import names
+from bert_jax.interop import names, weights
 from bert_jax.interop.families import BERT
 from bert_jax.interop.source import (
+    AS_STATED,
+    Choices,
     Described,
     Source,
     read_json,
@@ -21,7 +23,7 @@ _FAMILY = BERT._replace(activations={"gelu": "gelu_tanh"})
 _NOT_WEIGHTS = ("/adam_m", "/adam_v", "global_step")  # of the optimizer
 
 
-def describe(directory: Path) -> Described:
+def describe(directory: Path, choices: Choices = AS_STATED) -> Described:
     """The model in `bert_config.json` and the tokenizer in `vocab.txt`.
 
     Raises:
@@ -30,24 +32,35 @@ def describe(directory: Path) -> Described:
     file = directory / "bert_config.json"
     # LayerNorm's epsilon is a constant of that code, in no file: 1e-12, our default.
     model = read_model(file, read_json(file), _FAMILY)
-    return read_tokenizer(directory, model, {})
+    return read_tokenizer(directory, model, choices.lowercase)
 
 
-def load(directory: Path) -> Source:
+def load(directory: Path, choices: Choices = AS_STATED) -> Source:
     """The same with the weights of the one `*.ckpt` beside them.
 
     Raises:
       UserError: as `describe`; also weights that are damaged or do not fit.
     """
-    model, settings, tokenizer = describe(directory)
-    tensors = _read(directory)
+    model, settings, tokenizer = describe(directory, choices)
+    if choices.architecture:
+        raise UserError(
+            f"--architecture={choices.architecture}: {directory} is a checkpoint of "
+            "the original code, which names no class; leave the flag out"
+        )
+    tensors, dropped = weights.drop(_read(directory), choices.drop, directory)
+    bad = [name for name, array in tensors.items() if not np.isfinite(array).all()]
+    if bad:
+        raise UserError(
+            f"{directory}: {bad[0]} holds numbers that are not finite (NaN or infinity)"
+        )
     table = BERT.table()
     parts = names.parts_of(tensors, table)
     where = f"{directory}, config in bert_config.json"
     params = names.from_theirs(tensors, table, model, parts, 0, where)
     kind = "pretrain" if "mlm" in parts else "encoder"
     pair = "nsp" if "nsp" in parts else "none"
-    return Source(model, TaskSettings(kind=kind), params, settings, tokenizer, pair)
+    task = TaskSettings(kind=kind)
+    return Source(model, task, params, settings, tokenizer, pair, tuple(dropped))
 
 
 def _read(directory: Path) -> dict[str, np.ndarray]:
