@@ -30,7 +30,7 @@ from bert_jax.errors import UserError
 _ROLES = ("pad_token", "unk_token", "cls_token", "sep_token", "mask_token")
 _OTHER_ROLES = ("bos_token", "eos_token")
 _SPECIAL = re.compile(r"[\[<].*[\]>]")  # [CLS], <S>, [unused1]
-_CASED_SHARE = 0.01  # of the pieces with letters; fewer capitals are noise
+_CASED_SHARE = 0.001  # of the pieces with letters; fewer capitals are noise
 _CLASSES = {  # of the model types that are imported
     "bert": "BertTokenizer",
     "electra": "BertTokenizer",

@@ -126,14 +126,15 @@ def _alphabets(
         for total, part in zip((first, later), own, strict=True):
             total.update({letter: n * count for letter, n in part.items()})
     both = first + later
+    total = both.total() - both[SPACE]  # which stands for a border, not a letter
     room, kept, covered = vocab_size - len(SPECIAL), set(), 0
     for letter in sorted(both, key=lambda letter: (-both[letter], letter)):
         room -= 1 + (twice and letter in later)
-        enough = covered >= _COVERAGE * both.total()
+        enough = covered >= _COVERAGE * total
         if room < 0 or (enough and len(kept) >= max(vocab_size // _ALPHABET_SHARE, 64)):
             break
         kept.add(letter)
-        covered += both[letter]
+        covered += both[letter] if letter != SPACE else 0
     return sorted(kept & set(first)), sorted(kept & set(later))
 
 

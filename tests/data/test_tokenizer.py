@@ -316,3 +316,52 @@ def test_a_full_disk_leaves_the_tokenizer_that_was_there(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot be written.*make room"):
         found.save(tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+
+
+HANGUL = "오늘은 좋은 영화를 보았다. 배우들의 연기가 훌륭했다."
+
+
+@pytest.mark.parametrize("lowercase", [True, False])
+@pytest.mark.parametrize("family", ["wordpiece", "bpe", "unigram"])
+def test_hangul_keeps_its_syllables(family, lowercase):
+    texts = [HANGUL, "Ein schönes Wort, İstanbul; が"] * 20
+    made = train_tokenizer(
+        config.Tokenizer(kind=family, lowercase=lowercase), 300, texts
+    )
+    pieces = [made.token(i) for i in range(made.vocabulary().size)]
+    assert not any("\u1100" <= c <= "\u11ff" for piece in pieces for c in piece)
+    assert any("\uac00" <= c <= "\ud7a3" for piece in pieces for c in piece)
+    assert made.vocabulary().unk not in made.encode(HANGUL)
+    if lowercase and family != "unigram":
+        assert made.encode("SCHÖNES") == made.encode("schones")
+        assert made.encode("が") != made.encode("か")
+
+
+@pytest.mark.parametrize("family", ["wordpiece", "bpe"])
+def test_the_alphabet_covers_the_text_and_the_vocabulary_is_filled(family):
+    rng = np.random.default_rng(3)
+    letters = [chr(0x4E00 + i) for i in range(600)]
+    share = 1 / np.arange(1, 601)
+    drawn = rng.choice(600, 40_000, p=share / share.sum())
+    text = "".join(letters[i] for i in drawn)
+    texts = [text[i : i + 50] + "。" for i in range(0, 40_000, 50)]
+    made = train_tokenizer(config.Tokenizer(kind=family), 1_000, texts)
+    ids, _ = made.encode_batch(texts)
+    assert (ids == made.vocabulary().unk).mean() < 0.0005
+    small = train_tokenizer(config.Tokenizer(kind=family), 400, texts)
+    assert small.vocabulary().size <= 400
+
+
+MASKED = ["The [MASK] jumps.", "un[MASK]able", "[MASK]", "fox [MASK], dog", "a[MASK] b"]
+
+
+@pytest.mark.parametrize("family", [*KINDS, "byte_bpe without prefix"])
+def test_a_mask_is_read_as_the_library_reads_it(family, tmp_path):
+    parted(family).save(tmp_path)
+    kind = "byte_bpe" if family not in KINDS else family
+    loaded = load_tokenizer(tmp_path, config.Tokenizer(kind=kind))
+    other = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    for text in MASKED:
+        wanted = other.encode(text, add_special_tokens=False).ids
+        assert loaded.encode(text, special=True) == wanted
+        assert loaded.encode(text).count(loaded.vocabulary().mask) == 0
