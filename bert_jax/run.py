@@ -34,11 +34,11 @@ class Data(Protocol):
     """Where batches come from."""
 
     def batches(self, phase: int) -> Any:
-        """Training batches of a phase, with `batch(number, part)`."""
+        """Training batches of a phase, with `batch(number, part)` and `describe()`."""
         ...
 
-    def held_out(self, phase: int) -> HeldOut:
-        """What the model is scored on."""
+    def held_out(self, phase: int) -> HeldOut | None:
+        """What the model is scored on; None if nothing is held out."""
         ...
 
     def borders(self) -> list[int]:
@@ -60,9 +60,18 @@ class Stored(NamedTuple):
         """Training batches of a phase."""
         return Batches(self.store, self.config, phase)
 
-    def held_out(self, phase: int) -> HeldOut:
-        """The held-out documents, with fixed masks."""
+    def held_out(self, phase: int) -> HeldOut | None:
+        """The held-out text, with fixed masks; None with data.eval_share=0."""
+        if not self.config.data.eval_share:
+            return None
         return held_out(self.store, self.config, phase)
+
+    def check(self) -> None:
+        """Makes a batch of every phase, so that none fails first in mid-run."""
+        for phase in range(len(self.config.phases)):
+            self.batches(phase).batch(0)
+            if self.config.data.eval_share:
+                Batches(self.store, self.config, phase, held_out=True).batch(0)
 
     def borders(self) -> list[int]:
         """Starts of the phases whose rows differ from those of the phase before."""
@@ -161,7 +170,10 @@ def assemble(
             )
     config = fit_vocabulary(config, size)
     tokenizer = load_tokenizer(store.path, config.tokenizer)
-    return _run(config, tokenizer, Stored(store, config), own, note, teach)
+    data = Stored(store, config)
+    if teach:
+        data.check()
+    return _run(config, tokenizer, data, own, note, teach)
 
 
 def _store(

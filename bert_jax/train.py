@@ -233,24 +233,26 @@ class _Loop:
         """Runs what is left of every phase; returns the summary."""
         config = self.run.config
         starts = config.phase_starts()
-        held_out = None
+        held_out, facts = None, {}
         for i, (begin, end) in enumerate(zip(starts, starts[1:], strict=False)):
             last = i == len(config.phases) - 1
             if self.step < end or last:
-                held_out = self.run.data.held_out(i)
-                self.reporter.note(_introduce(i, config, held_out.facts))
-                self.run_phase(i, begin, end, held_out)
+                held_out, batches = self.run.data.held_out(i), self.run.data.batches(i)
+                facts = held_out.facts if held_out else {}
+                self.reporter.note(_introduce(i, config, facts))
+                for text in batches.describe():
+                    self.reporter.note(text)
+                self.run_phase(i, begin, end, batches, held_out)
             if self.stopped:
                 break
-        assert held_out is not None
-        if self.evaluated != self.step:
+        if held_out and self.evaluated != self.step:
             self.evaluate(held_out)
         self.save()
         self.checkpoints.wait()
-        best = self.checkpoints.best() if held_out.score else None
+        best = self.checkpoints.best() if held_out and held_out.score else None
         return {
             **self.scores,
-            **held_out.facts,
+            **facts,
             **({"best_step": best[0], "score": best[1]["eval_score"]} if best else {}),
             "steps": self.step,
             "tokens_per_second": self.rate.get("useful_tokens_per_second"),
@@ -258,11 +260,15 @@ class _Loop:
         }
 
     def run_phase(
-        self, index: int, begin: int, end: int, held_out: evaluate.HeldOut
+        self,
+        index: int,
+        begin: int,
+        end: int,
+        batches: Any,
+        held_out: evaluate.HeldOut | None,
     ) -> None:
         run, config = self.run, self.run.config
         phase = config.phases[index]
-        batches = run.data.batches(index)
         train_step = step.make_train_step(
             run.task,
             run.optimizer,
@@ -282,7 +288,7 @@ class _Loop:
         while self.step < end:
             # A restored step was evaluated and saved, unless a signal came between.
             due = self.step > 0 and self.step % config.eval_every == 0
-            if due and self.evaluated != self.step:
+            if held_out and due and self.evaluated != self.step:
                 self.drain(batches, begin)
                 self.evaluate(held_out)
             if self.step != self.start and self.step % config.save_every == 0:
@@ -489,5 +495,5 @@ def _introduce(index: int, config: Config, facts: dict[str, Any]) -> str:
         )
     return (
         f"phase {index + 1} of {count}: batches of {phase.batch}, {phase.length} "
-        f"tokens a row; {', '.join(named)}"
+        f"tokens a row; {', '.join(named) or 'no evaluation, as no text is held out'}"
     )

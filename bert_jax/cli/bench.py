@@ -128,6 +128,8 @@ def _data(config: Config, store: str, phase: int, seconds: float) -> dict[str, A
         "fill": real / padded,
         "fill_unpacked": real / alone,  # with a row for each example
         "open_seconds": opened,
+        "epoch_rows": batches.plan.epoch_rows,
+        **batches.plan.coverage,
     }
 
 

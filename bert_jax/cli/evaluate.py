@@ -36,6 +36,12 @@ def main(argv: Sequence[str]) -> int:
         needed = jax.eval_shape(run.task.init, jax.random.key(0))
         params = {part: params[part] for part in needed}
         data = run.data.held_out(len(run.config.phases) - 1)
+        if data is None:
+            raise UserError(
+                f"--workdir={args.workdir}: holds no text out, as config.data."
+                "eval_share is 0; name other text to score the model on, with "
+                "--config.data.source=FILE"
+            )
         steps = make_eval_step(run.task, run.mesh), make_score_step(run.task, run.mesh)
         place = batch_sharding(run.mesh)
         scores = evaluate.evaluate(run.task, *steps, params, data, place)

@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import functools
-import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +14,13 @@ from bert_jax import config as configs
 from bert_jax import labelled, remote, rundir, sharding, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Mesh
+from bert_jax.data.texts import ALL
 from bert_jax.errors import UserError
 from bert_jax.initial import as_trained
 from bert_jax.model import Bert
 from bert_jax.resolve import resolve
 from bert_jax.run import Run, assemble, store_directory, task_of
 from bert_jax.tasks.distill import EXTRA
-
-_ALL = math.nextafter(1, 0)  # `data.eval_share` of text that is only scored on
 
 
 def restore(args: argparse.Namespace, scratch: str) -> tuple[Run, int, Any]:
@@ -71,7 +69,7 @@ def _with_text(args: argparse.Namespace, config: Config, scratch: str) -> Config
             "with --config.data.source=FILE"
         )
     store = str(Path(scratch) / "store")
-    data = dataclasses.replace(config.data, store=store, eval_share=_ALL)
+    data = dataclasses.replace(config.data, store=store, eval_share=ALL)
     path = str(Path(args.workdir) / "tokenizer")
     tokenizer = dataclasses.replace(config.tokenizer, path=path)
     return dataclasses.replace(config, data=data, tokenizer=tokenizer)

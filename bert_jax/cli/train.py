@@ -48,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
             f"{summary['best_step']}"
         )
         return 0
+    guess = "by the lengths of the segments or the commoner class alone"
     rows = [
         ("masked tokens", "eval_mlm_loss", "unigram_loss", "nats, by frequency alone"),
         ("", "eval_mlm_accuracy", None, "right"),
@@ -55,13 +56,16 @@ def main(argv: Sequence[str]) -> int:
         ("", "eval_ltr_accuracy", None, "right"),
         ("replaced ones", "eval_rtd_loss", None, ""),
         ("", "eval_rtd_accuracy", None, "right"),
-        ("next sentence", "eval_nsp_accuracy", "eval_nsp_majority", "by guessing"),
-        ("sentence order", "eval_sop_accuracy", "eval_sop_majority", "by guessing"),
+        ("next sentence", "eval_nsp_accuracy", "eval_nsp_baseline", guess),
+        ("sentence order", "eval_sop_accuracy", "eval_sop_baseline", guess),
     ]
     for label, name, baseline, meaning in rows:
         if name in summary:
-            against = f"  ({summary[baseline]:.4f} {meaning})" if baseline else ""
+            known = baseline in summary  # older runs lack some
+            against = f"  ({summary[baseline]:.4f} {meaning})" if known else ""
             print(f"  {label:14} {name:18} {summary[name]:.4f}{against}")
+    if "eval_set_md5" not in summary:
+        print("  not evaluated: no text is held out (config.data.eval_share=0)")
     if "eval_mlm_loss" in summary:
         run = shlex.quote(f"--workdir={workdir}")
         print(f'try: bert-jax fill {run} "a sentence with a [MASK]"')

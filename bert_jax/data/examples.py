@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bert_jax.config import Objective
-from bert_jax.data.plan import Examples
+from bert_jax.data.cut import Examples
 from bert_jax.data.store import Store
 
 Batch = dict[str, NDArray]

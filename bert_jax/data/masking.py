@@ -6,6 +6,11 @@ vocabulary, specials included, as in the original code) and 10 % stay.
 
 Spans are those of Joshi et al. 2020, section 3.1: runs of words that become [MASK],
 random tokens or stay as one.
+
+In text without spaces a word, as the tokenizer marks words, may be as long as a line.
+Words longer than `WORD` tokens are therefore divided into parts of that many, each of
+which counts as a word. Where no word fits into what is left of the quota, as many
+tokens of one are masked. So every example has its quota, whatever the script.
 """
 
 import math
@@ -19,7 +24,9 @@ from bert_jax.data import hashing
 from bert_jax.data.examples import Batch, Layout
 from bert_jax.data.store import Vocabulary
 
-_COUNT, _CHOICE, _REPLACE, _LENGTH = range(4)
+_COUNT, _CHOICE, _REPLACE, _LENGTH, _PART = range(5)
+
+WORD = 8  # [tokens] of the longest word that is masked as a whole
 
 # P(length <= n words), n from 1 to 10: geometric with p = 0.2, scaled to add up to 1.
 # The paper's text says "clip", but its mean of 3.8 and its authors' code are these.
@@ -28,7 +35,7 @@ _LENGTHS /= _LENGTHS[-1]
 
 
 class Words(NamedTuple):
-    """The words of a batch that may be masked, in order; W of them."""
+    """The W words of a batch, or parts of words, that may be masked, in order."""
 
     row: NDArray[np.int64]  # [W]
     first: NDArray[np.int64]  # [W] place of its first token
@@ -83,7 +90,10 @@ def mask(
         span = words.start
         if objective.masking == "span":
             span = _spans(words, layout, key)
-        place, used = _choose_words(batch["example"], layout, words, span, bits, bound)
+        part = hashing.mix(row[:, 0] + np.uint64(_PART))
+        place, used = _choose_words(
+            batch["example"], layout, words, span, bits, bound, part
+        )
     place = np.pad(place, ((0, 0), (0, most - place.shape[1])))
     used = np.pad(used, ((0, 0), (0, most - used.shape[1])))
     unit = place
@@ -113,13 +123,15 @@ def _quota(
 
     `nearest` is the original's rule, which at L = 128 predicts 14.8 % on average;
     `unbiased` rounds the running total of a row up or down at random, so that the
-    mean is the mask rate and a full row never exceeds P.
+    mean is the mask rate and a full row never exceeds P. A row that is so short that
+    none would be left has one.
     """
     if objective.mask_count == "nearest":
         count = np.maximum(np.rint(objective.mask_rate * size).astype(np.int64), 1)
         return np.where(size > 0, count, 0)
     shift = hashing.uniform(hashing.mix(key + np.uint64(_COUNT)))[:, None]
     total = np.floor(objective.mask_rate * np.cumsum(size, 1) + shift)
+    total[(total[:, -1] == 0) & (size[:, 0] > 0)] = 1
     return np.diff(total.astype(np.int64), axis=1, prepend=0)
 
 
@@ -161,7 +173,10 @@ def _words(layout: Layout, continues: NDArray[np.bool_]) -> Words:
     opens = ~continues | layout.fixed | layout.opens
     opens[:, 1:] |= layout.fixed[:, :-1]
     opens[:, 0] = True
-    start = np.maximum.accumulate(np.where(opens, np.arange(length), 0), axis=1)
+    place = np.arange(length)
+    start = np.maximum.accumulate(np.where(opens, place, 0), axis=1)
+    opens |= (place - start) % WORD == 0
+    start = np.maximum.accumulate(np.where(opens, place, 0), axis=1)
     row, first = np.nonzero(opens & ~layout.fixed)
     size = np.bincount((np.arange(rows)[:, None] * length + start).ravel())
     return Words(row, first, size[row * length + first], start)
@@ -199,11 +214,13 @@ def _choose_words(
     span: NDArray[np.int64],
     bits: hashing.Bits,
     bound: NDArray[np.int64],
+    part: hashing.Bits,
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Whole words in random order, leaving out those that exceed what is left.
 
     The words of one `span` [B, L] follow one another, so that a span which exceeds
-    what is left is cut there.
+    what is left is cut there. If only words are left over that exceed it, part of the
+    next one fills the quota; the random bits `part` [B] decide which part.
 
     A word left out once never fits later, since the remainder only shrinks; so
     each pass takes, in every example at once, all words up to the first that does
@@ -230,10 +247,18 @@ def _choose_words(
         )
         alive = alive[~fits]
     chosen = np.zeros(rows * length, bool)
-    if taken:
-        word = np.concatenate(taken)
-        chosen[row[word] * length + first[word]] = True
+    word = np.concatenate(taken or [order[:0]])
+    chosen[row[word] * length + first[word]] = True
     hidden = np.take_along_axis(chosen.reshape(rows, length), start, 1) & ~layout.fixed
+    if quota.any():
+        left = order[~chosen[row[order] * length + first[order]]]
+        left = left[quota[owner[left]] > 0]
+        left = left[np.unique(owner[left], return_index=True)[1]]
+        size = size[left]
+        count = quota[owner[left]]
+        begin = first[left] + hashing.below(part[row[left]], size - count + 1)
+        inside = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count)
+        hidden[np.repeat(row[left], count), np.repeat(begin, count) + inside] = True
     used = np.arange(int(hidden.sum(1).max(initial=0))) < hidden.sum(1)[:, None]
     places = np.zeros(used.shape, np.int64)
     places[used] = np.nonzero(hidden)[1]

@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 from bert_jax.config import Config
 from bert_jax.data import examples, hashing, masking
-from bert_jax.data.plan import Plan
+from bert_jax.data.plan import STRETCH_ROWS, Plan
 from bert_jax.data.store import Store
+from bert_jax.data.texts import Texts, split
+from bert_jax.errors import UserError
 
 Batch = examples.Batch
 
 _HELD_OUT_SEED = 0  # every run on a store is scored on the same rows and masks
-_TRAIN, _HELD_OUT = range(2)
+_TRAIN, _HELD_OUT, _ORDER = range(3)
+_ALL = 2**62  # rows of a phase that does not end
 
 
 class Batches:
@@ -33,23 +36,68 @@ class Batches:
         self, store: Store, config: Config, phase: int, held_out: bool = False
     ):
         self.config, self.store = config, store
-        self.phase = config.phases[phase]
-        if held_out:
-            seed = int(hashing.key(_HELD_OUT_SEED, _HELD_OUT, self.phase.length))
-        else:
-            seed = int(hashing.key(config.seed, _TRAIN, phase))
-        self._key = np.uint64(seed)
+        self.phase, self._rows = config.phases[phase], None
         self.masked = masking.max_masked(config.objective, self.phase.length)
-        args = store, config.data, config.objective, self.phase, seed, held_out
-        self.plan = Plan(*args)
-        self._rows = None
-        if held_out:
-            self._rows = min(self.plan.rows_per_chapter, config.data.eval_rows)
+        self._train, self._held_out = split(store, config.data.eval_share)
+        if not (self._held_out if held_out else self._train).tokens:
+            what = "held out" if held_out else "left to train on"
+            raise UserError(
+                f"config.data.eval_share={config.data.eval_share}: no text is {what}"
+            )
+        if not held_out:
+            self.plan = _plan(self._train, config, phase)
+            self._key = np.uint64(_seed(config, phase))
+            return
+        seed = int(hashing.key(_HELD_OUT_SEED, _HELD_OUT, self.phase.length))
+        self._key = np.uint64(seed)
+        self.plan = Plan(
+            self._held_out,
+            config.objective,
+            self.phase,
+            seed,
+            order=_HELD_OUT_SEED,
+            stretch=STRETCH_ROWS * self.phase.length,
+            rows=_ALL,
+        )
+        self._rows = min(self.plan.epoch_rows, config.data.eval_rows)
 
     def __len__(self) -> int:
         """Batches of the held-out set; the last may be part empty."""
         assert self._rows is not None, "training batches have no end"
         return -(-self._rows // self.phase.batch)
+
+    def pairs(
+        self, begin: int, end: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.bool_]]:
+        """Lengths of A, lengths of B and labels of the pairs in some held-out rows.
+
+        Args:
+          begin: of the rows, in sizes of the held-out set; 0 is where that begins.
+          end: of the rows; those from 1 are other rows of the text that is held out.
+        """
+        assert self._rows is not None, "training rows have no end"
+        found = self.plan.take(np.arange(begin * self._rows, end * self._rows))
+        found = found.take(found.second_length > 0)
+        return found.first_length, found.second_length, found.wrong
+
+    def describe(self) -> list[str]:
+        """Sentences on what is in an epoch of training rows."""
+        counts, about = self.plan.coverage, "about " * (self.plan.chapters > 1)
+        text, trimmed = counts["text_tokens"], counts["trimmed_tokens"]
+        told = [
+            f"an epoch is {about}{self.plan.epoch_rows:,} rows with {text:,} tokens of "
+            f"text, each once but {trimmed:,} that are left out"
+        ]
+        if counts["partner_tokens"]:
+            told[0] += f"; {counts['partner_tokens']:,} more in random second segments"
+            if len(self._train) == 1:
+                told.append("random second segments are from the only text there is")
+        if self._train.are_passages:
+            told.append(
+                f"{self._held_out.tokens:,} tokens in {len(self._held_out):,} passages "
+                "are held out, as there are too few documents to hold out whole ones"
+            )
+        return told
 
     def batch(self, number: int, part: tuple[int, int] = (0, 1)) -> Batch:
         """Rows of batch `number`, counted from the start of the phase.
@@ -77,6 +125,26 @@ class Batches:
         batch, layout = examples.build(self.store, part, objective, self.phase.length)
         key = hashing.draw(self._key, row)
         return masking.mask(batch, layout, vocabulary, objective, key)
+
+
+def _seed(config: Config, phase: int) -> int:
+    return int(hashing.key(config.seed, _TRAIN, phase))
+
+
+def _plan(texts: Texts, config: Config, phase: int) -> Plan:
+    """The plan of a phase, which begins where the one before it ends."""
+    starts = config.phase_starts()
+    rows = (starts[phase + 1] - starts[phase]) * config.phases[phase].batch
+    return Plan(
+        texts,
+        config.objective,
+        config.phases[phase],
+        _seed(config, phase),
+        order=int(hashing.key(config.seed, _ORDER)),
+        stretch=STRETCH_ROWS * max(shape.length for shape in config.phases),
+        rows=rows,
+        after=_plan(texts, config, phase - 1) if phase else None,
+    )
 
 
 def shapes(config: Config, phase: int) -> dict[str, tuple[tuple[int, int], type]]:

@@ -1,119 +1,122 @@
 """Which text is in which row of an epoch, computed at once from (seed, epoch).
 
-Documents are cut at sentence boundaries into segments, segments become examples
-(with a partner where pairs are asked for), examples are packed into rows and
-rows are shuffled, all as array operations. The rules are those of Devlin et al.
-2019, appendix A.2, and of the authors' example generator.
+Texts are cut into examples (`cut`), examples are packed into rows (`packing`) and
+rows are shuffled, all as array operations.
 
-A corpus too large to plan at once is worked through in chapters: each epoch
-deals the documents into as many chapters as bound the plan's memory, and every
-chapter counts as the same number of rows. The chapter of a row is therefore a
-division, and opening at step 1,000,000 costs the same as opening at step 0.
+A corpus too large to plan at once is worked through in chapters: each epoch puts the
+text in a random order and divides it into equal parts, which bounds the plan's memory.
+Every chapter has the same number of rows, made so by a few rows that are packed less
+tightly. The chapter of a row is therefore a division, opening at step 1,000,000 costs
+the same as opening at step 0, and every row of an epoch holds text of its own.
+
+The order of an epoch is one for all phases of a run: a phase begins where the one
+before it stopped, so that in a run of less than an epoch no text is read twice.
 """
 
 import functools
-from typing import NamedTuple
+import logging
+import math
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bert_jax.config import Data, Objective, Phase
+from bert_jax.config import Objective, Phase
 from bert_jax.data import hashing
+from bert_jax.data.cut import Examples, cut
 from bert_jax.data.packing import pack
-from bert_jax.data.store import Store
-from bert_jax.errors import UserError
+from bert_jax.data.texts import Texts
 
 CHAPTER_TOKENS = 2**27  # [tokens] planned at once: about 100 MB of plan
-SAMPLE_TOKENS = 2**22  # [tokens] cut to learn how many rows a token makes
+STRETCH_ROWS = 32  # [rows] of the longest length, that long texts are divided at
+_SMALL = 2**20  # [tokens] of a corpus that is cut some times to count its rows
+_ATTEMPTS = 8  # cuts that are tried for a chapter to need no more than its rows
 
-# What a draw of random bits is for; part of its key.
-(
-    _CHAPTER,
-    _SHORT,
-    _TARGET,
-    _SPLIT,
-    _COIN,
-    _OTHER,
-    _START,
-    _TRIM,
-    _ORDER,
-    _SHUFFLE,
-) = range(10)
+_EPOCH, _ORDER, _SHUFFLE = range(100, 103)  # what random bits are for
 
-
-class Examples(NamedTuple):
-    """Examples as spans of the token store; arrays of one common shape."""
-
-    first: NDArray[np.int64]  # [token offset] of segment A
-    first_length: NDArray[np.int64]  # [tokens]
-    second: NDArray[np.int64]  # [token offset] of segment B
-    second_length: NDArray[np.int64]  # [tokens]; 0 where there is no B
-    wrong: NDArray[np.bool_]  # B is not what follows A
-
-    def take(self, index: NDArray) -> "Examples":
-        """The examples at `index`, of any shape."""
-        return Examples(*(field[index] for field in self))  # pyright: ignore
+_log = logging.getLogger("bert_jax")
 
 
 class Plan:
     """Rows of one phase of training, or of the held-out set.
 
     Args:
-      store: the tokenised corpus.
-      data: decides which documents are held out.
+      texts: one side of the split; not empty.
       objective: decides what an example is.
       phase: length and packing of the rows.
-      seed: of the run, and of the phase; held-out rows should use a fixed one.
-      held_out: plan the held-out documents instead of the others.
-
-    Raises:
-      UserError: no document is left on this side of the split.
+      seed: of cuts and shuffles, different in each phase.
+      order: seed of the order of texts in each epoch, the same in all phases.
+      stretch: [tokens] that long texts are divided at, the same in all phases.
+      rows: rows that the phase reads; where it ends, the next one begins.
+      after: the plan of the phase before.
     """
 
     def __init__(
         self,
-        store: Store,
-        data: Data,
+        texts: Texts,
         objective: Objective,
         phase: Phase,
         seed: int,
-        held_out: bool = False,
+        order: int,
+        stretch: int,
+        rows: int,
+        after: "Plan | None" = None,
     ):
-        self.store, self.objective, self.phase = store, objective, phase
-        self._seed = seed
-        side = np.asarray(store.hashes) < np.uint64(data.eval_share * 2.0**64)
-        self._documents = np.flatnonzero(side if held_out else ~side)
-        if not len(self._documents):
-            what = "held-out" if held_out else "training"
-            raise UserError(
-                f"config.data.eval_share={data.eval_share}: the {what} set has none "
-                f"of the store's {len(store.hashes)} documents; change the share or "
-                "add text"
-            )
-        tokens = self._tokens(self._documents)
+        self.texts, self.objective, self.phase = texts, objective, phase
+        self._seed, self._order, self._stretch = seed, order, stretch
+        self._rows, self._after = rows, after
         # Two sentences make an example of about a fourth of a segment.
         shorter = 4 if objective.input == "sentence_pair" else 1
-        self._chapters = -(-tokens * shorter // CHAPTER_TOKENS)
-        share = max(tokens // SAMPLE_TOKENS, 1)
-        sample = self._rows(self._deal(0, share, 0), 0)
-        sampled = self._tokens(self._deal(0, share, 0))
-        rows = len(sample[1]) * tokens / max(sampled, 1) / self._chapters
-        self.rows_per_chapter = max(1, round(rows))
-        self._chapter = functools.lru_cache(2)(self._plan_chapter)
+        self.chapters = max(-(-texts.tokens * shorter // CHAPTER_TOKENS), 1)
+        self._attempt = functools.lru_cache(1)(self._pack)
+        self._part = functools.lru_cache(2)(self._plan_part)
+
+    @functools.cached_property
+    def rows_per_chapter(self) -> int:
+        """Rows of a chapter: what the first one needs, and a few to spare."""
+        if self.texts.tokens <= _SMALL:
+            tried = [len(self._first(attempt)[1]) for attempt in range(1, 4)]
+            return max(*tried, len(self._first()[1]))
+        needed = len(self._first()[1])
+        if self.chapters > 1:  # their texts differ
+            return needed + needed // 100 + 2 * math.isqrt(needed)
+        varies = self.objective.short_seq_prob or self.objective.pair == "nsp"
+        return needed + math.isqrt(needed) // 2 * bool(varies)
 
     @property
     def epoch_rows(self) -> int:
-        """Rows after which every document has been seen once more."""
-        return self.rows_per_chapter * self._chapters
+        """Rows after which every text has been seen once more."""
+        return self.rows_per_chapter * self.chapters
+
+    @functools.cached_property
+    def coverage(self) -> dict[str, int]:
+        """What becomes of the text in an epoch, as counted in its first chapter.
+
+        Returns:
+          `text_tokens` there are; `trimmed_tokens`, those in no row; and
+          `partner_tokens`, those read once more as random second segments.
+        """
+        examples, _, text = self._first()
+        first, second = examples.first_length, examples.second_length
+        partners = int(second[examples.wrong].sum())
+        if self.objective.pair != "nsp":
+            partners = 0
+        read = int(first.sum() + second.sum()) - partners
+        return {
+            "text_tokens": self.texts.tokens,
+            "trimmed_tokens": (text - read) * self.chapters,
+            "partner_tokens": partners * self.chapters,
+        }
 
     def take(self, row: NDArray[np.int64]) -> Examples:
         """The examples of the given rows, of shape [B, K]; empty slots are 0 long."""
-        chapter, index = np.divmod(row, self.rows_per_chapter)
+        row = row + self._first_row
+        chapter = row // self.rows_per_chapter
+        late = row >= self._first_row + self._rows
         parts, places = [], []
-        for number in np.unique(chapter):
-            place = np.flatnonzero(chapter == number)
-            examples, rows = self._chapter(int(number))
-            slots = rows[index[place] % len(rows)]
+        for number in np.unique(2 * chapter + late).tolist():
+            place = np.flatnonzero(2 * chapter + late == number)
+            examples, rows = self._part(number)
+            slots = rows[row[place] - self._limits(number)[0]]
             part = examples.take(slots)
             for field in (part.first_length, part.second_length):
                 field[slots < 0] = 0
@@ -124,37 +127,90 @@ class Plan:
         back = np.argsort(np.concatenate(places))
         return Examples(*(np.concatenate(f)[back] for f in zip(*parts, strict=True)))
 
-    def _tokens(self, documents: NDArray) -> int:
-        starts, sentences = self.store.documents, self.store.sentences
-        ends = sentences[starts[documents + 1]] - sentences[starts[documents]]
-        return int(ends.sum())
+    # Places in the text are counted in tokens of all epochs up to there. What is read
+    # of a chapter in which a phase begins or ends may need more rows than its share of
+    # the tokens: it gets a few more, the square root of their number.
 
-    def _deal(self, epoch: int, parts: int, part: int) -> NDArray[np.int64]:
-        if parts == 1:
-            return self._documents
-        base = hashing.key(self._seed, _CHAPTER, epoch)
-        dealt = hashing.below(hashing.draw(base, self._documents), np.int64(parts))
-        return self._documents[dealt == part]
+    @functools.cached_property
+    def _begin(self) -> int:
+        return self._after._end if self._after else 0
 
-    def _plan_chapter(self, number: int) -> tuple[Examples, NDArray[np.int32]]:
-        epoch, part = divmod(number, self._chapters)
-        return self._rows(self._deal(epoch, self._chapters, part), number)
+    @functools.cached_property
+    def _end(self) -> int:
+        rows = self._first_row + self._rows
+        part = rows - max(rows - rows % self.rows_per_chapter, self._first_row)
+        rows -= math.isqrt(part)
+        return max(rows * self.texts.tokens // self.epoch_rows, self._begin)
 
-    def _rows(
-        self, documents: NDArray, chapter: int
-    ) -> tuple[Examples, NDArray[np.int32]]:
+    @functools.cached_property
+    def _first_row(self) -> int:
+        """The row of its epoch with which the phase begins, counted in all epochs."""
+        rows = self._begin * self.epoch_rows // self.texts.tokens
+        before = rows % self.rows_per_chapter
+        spare = math.isqrt(self.rows_per_chapter - before)
+        return rows - min(spare, before)
+
+    def _limits(self, number: int) -> tuple[int, int]:
+        """First row of a part and the end of its rows.
+
+        Parts are chapters, but the one in which the phase ends is two of them, and so
+        is the one in which it begins.
+        """
+        chapter, late = divmod(number, 2)
+        low, high = (
+            chapter * self.rows_per_chapter,
+            (chapter + 1) * self.rows_per_chapter,
+        )
+        end = self._first_row + self._rows
+        if late:
+            return max(low, end), high
+        return max(low, self._first_row), min(high, end)
+
+    def _plan_part(self, number: int) -> tuple[Examples, NDArray[np.int32]]:
+        low, high = self._limits(number)
+        tokens, rows = self.texts.tokens, self.epoch_rows
+        begin = self._begin if low == self._first_row else low * tokens // rows
+        last = high == self._first_row + self._rows
+        end = max(self._end if last else high * tokens // rows, begin + 1)
+        epoch = low // rows
+        begin, end = begin - epoch * tokens, end - epoch * tokens
+        place, wanted = (number, epoch, begin, min(end, tokens)), high - low
+        examples, found, _ = self._attempt(place, 0, squeeze := 0.0)
+        for attempt in range(1, _ATTEMPTS):
+            if len(found) <= wanted:
+                break
+            squeeze += len(found) / wanted - 1
+            examples, found, _ = self._attempt(place, attempt, squeeze)
+        self._attempt.cache_clear()
+        if (surplus := len(found) - wanted) > 0:
+            _log.warning("%d of %d rows of text are left out", surplus, len(found))
+        examples, found = spread(examples, found, wanted, self.objective)
+        key = hashing.key(self._seed, _SHUFFLE, number)
+        shuffle = hashing.draw(key, np.arange(len(found)))
+        return examples, found[np.argsort(shuffle)]
+
+    def _first(self, attempt: int = 0) -> tuple[Examples, NDArray[np.int32], int]:
+        """The first chapter as it would be without rows to spare."""
+        place = 0, 0, 0, self.texts.tokens // self.chapters
+        return self._attempt(place, attempt, 0.0)
+
+    def _pack(
+        self, place: tuple[int, int, int, int], attempt: int, squeeze: float
+    ) -> tuple[Examples, NDArray[np.int32], int]:
+        """The examples of some text, their rows, and how many tokens the text has."""
+        number, epoch, begin, end = place
         seed, length = self._seed, self.phase.length
-        examples = cut(self.store, documents, self.objective, length, (seed, chapter))
-        capacity, size = length, example_length(examples, self.objective)
+        key = hashing.key(self._order, _EPOCH, epoch)
+        spans = self.texts.deal(key, begin, end, self._stretch)
+        seeds = seed, number, attempt
+        examples = cut(self.texts, spans, self.objective, length, seeds, squeeze)
+        size, capacity = example_length(examples, self.objective), length
         if self.objective.input == "full_sentences":
             capacity -= 1  # one [CLS] opens the row
-        number = np.arange(len(size))
-        order = np.argsort(hashing.draw(hashing.key(seed, _ORDER, chapter), number))
+        key = hashing.key(seed, _ORDER, number, attempt)
+        order = np.argsort(hashing.draw(key, np.arange(len(size))))
         rows = pack(size, capacity, self.phase.max_packed, order)
-        shuffle = hashing.draw(
-            hashing.key(seed, _SHUFFLE, chapter), np.arange(len(rows))
-        )
-        return examples, rows[np.argsort(shuffle)]
+        return examples, rows, int((spans.end - spans.begin).sum())
 
 
 def example_length(examples: Examples, objective: Objective) -> NDArray[np.int64]:
@@ -165,172 +221,84 @@ def example_length(examples: Examples, objective: Objective) -> NDArray[np.int64
     return examples.first_length + examples.second_length + specials
 
 
-def cut(
-    store: Store,
-    documents: NDArray[np.int64],
-    objective: Objective,
-    length: int,
-    seed: tuple[int, ...],
-) -> Examples:
-    """Cuts all documents into examples, side by side.
+def spread(
+    examples: Examples, rows: NDArray[np.int32], count: int, objective: Objective
+) -> tuple[Examples, NDArray[np.int32]]:
+    """Brings packed rows to a given number, without another token in any.
 
-    Each turn of the loop takes the next segment of every document that has text
-    left, so there are as many turns as the longest document has segments.
+    Examples that share a row get one of their own; where none do, examples are
+    halved. Rows are repeated only if no example can be halved any more, and left out
+    if there are too many.
 
     Args:
-      store: the tokenised corpus.
-      documents: [D] numbers of the documents to cut.
-      objective: pair, input and short_seq_prob decide the cut.
-      length: [tokens] of a row.
-      seed: key of every random choice.
+      examples: [E] of them.
+      rows: [R, K] example numbers, -1 where a slot is empty.
+      count: rows wanted.
+      objective: pair decides how a pair is halved.
 
     Returns:
-      The examples; within a document in order of their text.
-
-    The inputs by name are those of Liu et al. 2019, section 4.2.
+      The examples, and [count, K] their rows.
     """
-    every = documents
-    start, end = store.documents[documents], store.documents[documents + 1]
-    pairs = objective.pair != "none"
-    room = length - (3 if pairs else 2)
-    turns = []
-    while len(start):
-        bits = functools.partial(_draw, seed, start)
-        short = hashing.uniform(bits(_SHORT)) < objective.short_seq_prob
-        target = np.where(
-            short, 2 + hashing.below(bits(_TARGET), np.int64(room - 1)), room
-        )
-        wanted = store.sentences[start] + target
-        if pairs:  # the sentence that reaches the target still belongs to it
-            stop = np.searchsorted(store.sentences, wanted, "left")
-        else:  # only full sentences
-            stop = np.searchsorted(store.sentences, wanted, "right") - 1
-        if objective.input == "sentence_pair":
-            target, stop = np.zeros_like(target), start + 2
-        stop = np.minimum(np.maximum(stop, start + 1), end)
-        if objective.pair == "nsp":
-            turn, start_next = _pair(
-                store, every, documents, start, stop, target, room, seed
-            )
-        elif objective.pair == "sop":
-            turn, start_next = _ordered(store, documents, start, stop, room, seed)
-        else:
-            first, size = store.sentences[start], store.sentences[stop]
-            size = np.minimum(size - first, room)
-            none = np.zeros_like(first)
-            turn, start_next = Examples(first, size, first, none, none > 0), stop
-        turns.append(turn)
-        alive = start_next < end
-        documents, start, end = documents[alive], start_next[alive], end[alive]
-    return Examples(*(np.concatenate(fields) for fields in zip(*turns, strict=True)))
+    rows = rows[:count].copy()
+    while (missing := count - len(rows)) > 0 and rows.shape[1] > 1:
+        shared = np.flatnonzero(rows[:, 1] >= 0)[:missing]
+        if not len(shared):
+            break
+        last = (rows[shared] >= 0).sum(1) - 1
+        fresh = np.full((len(shared), rows.shape[1]), -1, np.int32)
+        fresh[:, 0] = rows[shared, last]
+        rows[shared, last] = -1
+        rows = np.concatenate([rows, fresh])
+    while (missing := count - len(rows)) > 0:
+        slot = rows[:, 0]
+        one = examples.take(slot)
+        paired = one.second_length > 0
+        smaller = np.minimum(one.first_length, one.second_length)
+        smaller = np.where(paired, smaller, one.first_length)
+        long = np.argsort(-smaller, kind="stable")[:missing]
+        in_order = paired & ~(one.wrong & (objective.pair == "nsp"))
+        long = long[(smaller[long] > 1) | in_order[long]]
+        if not len(long):
+            break
+        one, two = _halves(one.take(long), objective)
+        fresh = np.full((len(long), rows.shape[1]), -1, np.int32)
+        fresh[:, 0] = np.arange(len(long)) + len(examples.first)
+        rows = np.concatenate([rows, fresh])
+        both = [examples, two]
+        fields = [np.concatenate(pair) for pair in zip(*both, strict=True)]
+        for field, new in zip(fields, one, strict=True):
+            field[slot[long]] = new
+        examples = Examples(*fields)
+    return examples, rows[np.arange(count) % len(rows)]
 
 
-def _draw(seed: tuple[int, ...], counter: NDArray, purpose: int) -> hashing.Bits:
-    return hashing.draw(hashing.key(*seed, purpose), counter)
+def _halves(whole: Examples, objective: Objective) -> tuple[Examples, Examples]:
+    """Two examples of each one.
 
-
-def _pair(
-    store: Store,
-    every: NDArray[np.int64],
-    documents: NDArray[np.int64],
-    start: NDArray[np.int64],
-    stop: NDArray[np.int64],
-    target: NDArray[np.int64],
-    room: int,
-    seed: tuple[int, ...],
-) -> tuple[Examples, NDArray[np.int64]]:
-    """Splits sentences [start, stop) into A and B, or finds a random B.
-
-    A segment of one sentence always gets a random B, so somewhat more than half
-    of all pairs are random, as in the original. The sentences that a random B
-    displaces are put back: the document goes on after A.
+    A and B in order, or swapped, become a pair each. Of a random pair half of A is
+    paired with half of B. Where one in order has a side of one token, A and B part.
     """
-    bits = functools.partial(_draw, seed, start)
-    count = stop - start
-    split = start + 1 + hashing.below(bits(_SPLIT), np.maximum(count - 1, 1))
-    split = np.minimum(split, stop)
-    random = (count == 1) | (bits(_COIN) & np.uint64(1) == 0)
-    other = every[hashing.below(bits(_OTHER), np.int64(len(every)))]
-    # Stepping once to the next document keeps the choice uniform over the others.
-    position = np.searchsorted(every, other)
-    other = np.where(other == documents, every[(position + 1) % len(every)], other)
-    low, high = store.documents[other], store.documents[other + 1]
-    random_start = low + hashing.below(bits(_START), high - low)
-    first = store.sentences[start]
-    first_length = store.sentences[split] - first
-    wanted = store.sentences[random_start] + np.maximum(target - first_length, 1)
-    random_stop = np.minimum(np.searchsorted(store.sentences, wanted, "left"), high)
-    second_start = np.where(random, random_start, split)
-    second_stop = np.where(random, np.maximum(random_stop, random_start + 1), stop)
-    second = store.sentences[second_start]
-    second_length = store.sentences[second_stop] - second
-    pair = Examples(first, first_length, second, second_length, random)
-    return _trim(pair, room, bits(_TRIM)), np.where(random, split, stop)
-
-
-def _ordered(
-    store: Store,
-    documents: NDArray[np.int64],
-    start: NDArray[np.int64],
-    stop: NDArray[np.int64],
-    room: int,
-    seed: tuple[int, ...],
-) -> tuple[Examples, NDArray[np.int64]]:
-    """Splits sentences [start, stop) into A and B, and swaps half of these pairs.
-
-    A single sentence takes in the next one, or at the end of a document the one
-    before it, which is then used twice. Only a document of one sentence has no B.
-
-    Lan et al. 2020, section 3.1.
-    """
-    low, high = store.documents[documents], store.documents[documents + 1]
-    stop = np.minimum(np.maximum(stop, start + 2), high)
-    start = np.maximum(np.minimum(start, stop - 2), low)
-    bits = functools.partial(_draw, seed, start)
-    split = start + 1 + hashing.below(bits(_SPLIT), np.maximum(stop - start - 1, 1))
-    swapped = (bits(_COIN) & np.uint64(1) == 0) & (split < stop)
-    # Before they are trimmed: the lengths of the sides must not tell the order.
-    here, between, end = (store.sentences[i] for i in (start, split, stop))
-    first, first_end = np.where(swapped, (between, end), (here, between))
-    second, second_end = np.where(swapped, (here, between), (between, end))
-    pair = Examples(first, first_end - first, second, second_end - second, swapped)
-    return _trim(pair, room, bits(_TRIM)), stop
-
-
-def _trim(pair: Examples, room: int, bits: hashing.Bits) -> Examples:
-    """Shortens the longer side, token by token, until the pair fits.
-
-    Each dropped token comes off the front or the back with equal chance, so the
-    number off the front is binomial: the ones among as many random bits.
-    """
-    first, second = pair.first_length, pair.second_length
-    half = room // 2
-    fits = first + second <= room
-    small = np.minimum(first, second)
-    even = small > half  # both sides are cut back to half of the room
-    first_kept = np.where(
-        even, room - half, np.where(first > second, room - second, first)
+    first, size, second, other, wrong = whole
+    half, rest = size // 2, other // 2
+    side_by_side = (
+        (first, half, second, rest),
+        (first + half, size - half, second + rest, other - rest),
     )
-    second_kept = np.where(even, half, np.where(first > second, second, room - first))
-    first_kept = np.where(fits, first, first_kept)
-    second_kept = np.where(fits, second, second_kept)
-    first_front = _coins(first - first_kept, bits)
-    second_front = _coins(second - second_kept, hashing.mix(bits))
-    return pair._replace(
-        first=pair.first + first_front,
-        first_length=first_kept,
-        second=pair.second + second_front,
-        second_length=second_kept,
+    in_order = (
+        (first, half, first + half, size - half),
+        (second, rest, second + rest, other - rest),
     )
-
-
-def _coins(tosses: NDArray[np.int64], bits: hashing.Bits) -> NDArray[np.int64]:
-    heads = np.zeros_like(tosses)
-    left = tosses.copy()
-    for word in range(-(-int(tosses.max(initial=0)) // 64)):
-        size = np.clip(left, 0, 64).astype(np.uint64)
-        mask = (np.uint64(1) << (size % np.uint64(64))) - np.uint64(1)
-        mask = np.where(size == 64, np.uint64(2**64 - 1), mask)
-        heads += np.bitwise_count(hashing.draw(np.uint64(word), bits) & mask)
-        left -= 64
-    return heads
+    turned = [(c, d, a, b) for a, b, c, d in in_order]
+    alone = (first, size, first, 0 * size), (second, other, second, 0 * other)
+    random = (other == 0) | (wrong & (objective.pair == "nsp"))
+    single = (other > 0) & (np.minimum(size, other) < 2)
+    made = [
+        [
+            np.select([single, random, wrong], choices, default)
+            for *choices, default in zip(*forms, strict=True)
+        ]
+        for forms in zip(alone, side_by_side, turned, in_order, strict=True)
+    ]
+    wrong = wrong & ~single
+    one, two = (Examples._make([*fields, wrong]) for fields in made)
+    return one, two

@@ -146,6 +146,10 @@ class ExampleBatches:
         """Batches of an epoch; the last may hold fewer examples."""
         return -(-self._count // self.phase.batch)
 
+    def describe(self) -> list[str]:
+        """Nothing: every example is in an epoch once."""
+        return []
+
     def examples(self, number: int) -> NDArray[np.int64]:
         """The numbers of the examples in batch `number`, counted over all epochs."""
         epoch, index = divmod(number, len(self))

@@ -115,54 +115,37 @@ def test_swapped_pairs_are_half_of_all(form):
     assert abs(pairs.wrong.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(pairs.wrong))
 
 
-def test_lengths_do_not_tell_the_order():
-    source = store([[60] * 2] * 100)  # of 45 tokens one side gets the odd one
-    pairs = _every_example(source, Objective("mlm", "sop"), length=48)
-    for swapped in (True, False):
-        of_these = pairs.take(pairs.wrong == swapped)
-        lengths = of_these.first_length, of_these.second_length
-        assert set(zip(*lengths, strict=True)) == {(23, 22)}
-
-
 @pytest.mark.parametrize("form", ["segment_pair", "sentence_pair"])
-def test_a_last_sentence_is_paired_with_the_one_before(form):
+def test_a_last_sentence_is_divided(form):
     source = store([[30] * 3] * 20)
     pairs = _every_example(source, Objective("mlm", "sop", form, 0.0), length=63)
     low = np.minimum(pairs.first, pairs.second)
-    assert sorted(low // 30 % 3) == [0] * 20 + [1] * 20
-    assert (pairs.first_length == 30).all() and (pairs.second_length == 30).all()
+    assert sorted(low // 30 % 3) == [0] * 20 + [2] * 20
+    np.testing.assert_array_equal(
+        pairs.first_length + pairs.second_length, np.where(low // 30 % 3, 30, 60)
+    )
 
 
-def test_a_document_of_one_sentence_has_no_order():
-    batch = _batches(store([[20]] * 50), Objective("mlm", "sop")).batch(0)
+def test_a_document_of_one_token_has_no_order():
+    batch = _batches(store([[1]] * 50), Objective("mlm", "sop")).batch(0)
     assert batch["nsp_weight"].sum() == 0 and batch["nsp_label"].sum() == 0
     assert batch["mlm_weight"].sum() > 0 and batch["segment"].sum() == 0
     ends = (batch["token"] == SOURCE.vocabulary.sep).sum(1)
     np.testing.assert_array_equal(ends, batch["example"].max(1))
-    assert ends.max() == 2  # 22 tokens each, of 64
+    assert ends.max() == 5
 
 
-def test_pairs_of_sentences_cover_the_corpus_and_half_are_random():
+def test_pairs_of_sentences_are_single_sentences_and_half_are_random():
     pairs = _every_example(SOURCE, Objective("mlm", "nsp", "sentence_pair"), length=512)
     sides = (pairs.first, pairs.first_length), (pairs.second, pairs.second_length)
+    whole = np.ones(len(pairs.first), bool)
     for first, size in sides:
         begin, end = np.searchsorted(SOURCE.sentences, (first, first + size))
-        assert (end == begin + 1).all()
-    seen = np.zeros(len(SOURCE.tokens), int)
-    real = pairs.take(~pairs.wrong)
-    spans = zip(
-        (*pairs.first, *real.second),
-        (*pairs.first_length, *real.second_length),
-        strict=True,
-    )
-    for first, size in spans:
-        seen[first : first + size] += 1
-    assert (seen == 1).all()
-    # All pairs but those of a last sentence, which always are.
+        whole &= (end == begin + 1) & (SOURCE.sentences[begin] == first)
+    # But of a last sentence, of which some are divided, or of a last token.
     last = np.isin(pairs.first, SOURCE.sentences[SOURCE.documents[1:] - 1])
-    assert pairs.wrong[last].all()
-    free = pairs.wrong[~last]
-    assert abs(free.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(free))
+    assert whole[~last].mean() > 0.95 and whole.mean() > 0.9
+    assert abs(pairs.wrong.mean() - 0.5) < 4 * 0.5 / np.sqrt(len(pairs.wrong))
 
 
 def test_pairs_of_sentences_are_planned_in_smaller_chapters(monkeypatch):
@@ -306,5 +289,4 @@ def test_spans_spend_the_budget(length, rate):
         batch = batches.batch(number)
         real += np.count_nonzero(batch["example"])
         masked += np.count_nonzero(batch["mlm_weight"])
-    # What is left at the end may be shorter than any word.
-    assert 0.97 * rate < masked / real < 1.007 * rate
+    assert 0.993 * rate < masked / real < 1.007 * rate
