@@ -139,7 +139,7 @@ class Plan:
     def _end(self) -> int:
         rows = self._first_row + self._rows
         part = rows - max(rows - rows % self.rows_per_chapter, self._first_row)
-        rows -= math.isqrt(part)
+        rows -= math.isqrt(part) * (part > 3)
         return max(rows * self.texts.tokens // self.epoch_rows, self._begin)
 
     @functools.cached_property

@@ -89,8 +89,7 @@ class Texts:
           stretch: [tokens] at which longer texts are divided.
 
         Returns:
-          Stretches of the texts; the first and the last may be cut, at a sentence
-          boundary if there is one.
+          Stretches of the texts; the first and the last may be cut, anywhere.
         """
         edges = self._edges(key, stretch)
         first = int(np.searchsorted(edges, low, "right")) - 1
@@ -105,16 +104,10 @@ class Texts:
         text, begin, end = text[order], begin[order], end[order]
         size = end - begin
         place = edges[first] + np.cumsum(size) - size
-        cut_begin = self._cut(begin, np.clip(low - place, 0, size))
-        cut_end = self._cut(begin, np.clip(high - place, 0, size))
+        cut_begin = begin + np.clip(low - place, 0, size)
+        cut_end = begin + np.clip(high - place, 0, size)
         kept = cut_begin < cut_end
         return Spans(text[kept], cut_begin[kept], cut_end[kept])
-
-    def _cut(
-        self, begin: NDArray[np.int64], length: NDArray[np.int64]
-    ) -> NDArray[np.int64]:
-        """begin + length, or the last sentence boundary before it, if any."""
-        return last_boundary(self.store, begin + length, begin)
 
     def _numbers(self) -> Iterator[NDArray[np.int64]]:
         for start in range(0, max(self._count, 1), _BLOCK):
@@ -133,7 +126,7 @@ class Texts:
                 part = np.arange(len(text)) - np.repeat(np.cumsum(parts) - parts, parts)
                 raw = begin[text] + part * stretch
                 cut = part > 0
-                raw[cut] = last_boundary(self.store, raw[cut], raw[cut] - stretch)
+                raw[cut] = _last_boundary(self.store, raw[cut], raw[cut] - stretch)
                 ends = np.append(raw[1:], 0)
                 last = part == parts[text] - 1
                 ends[last] = end
@@ -150,7 +143,7 @@ class Texts:
         return np.concatenate([[0], np.cumsum(count).astype(np.int64)])
 
 
-def last_boundary(
+def _last_boundary(
     store: Store, offset: NDArray[np.int64], above: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """The last sentence boundary up to `offset` that is above another; else `offset`.

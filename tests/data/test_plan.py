@@ -108,7 +108,7 @@ def test_text_of_any_shape_is_read_whole_and_half_of_the_pairs_are_wrong(name, f
 @pytest.mark.parametrize("form", FORMS, ids="-".join)
 def test_chapters_share_no_token_and_leave_none_out(monkeypatch, form):
     monkeypatch.setattr("bert_jax.data.plan.CHAPTER_TOKENS", 10_000)
-    source = store([*([30] * 600 for _ in range(2)), *([12] * 9 for _ in range(50))])
+    source = random_store(40_000)
     for epoch in (0, 3):
         for packed in (1, 8):
             objective = Objective("mlm", *form)
@@ -125,6 +125,20 @@ def test_no_seed_is_without_text(monkeypatch):
         assert batches.plan.chapters > 3
         for number in (0, 10, 1_000, 10**9):
             assert batches.batch(number)["example"].any(1).all()
+
+
+@pytest.mark.parametrize("tokens", [1, 20, 300, 5_000])
+def test_a_phase_of_few_rows_has_text_in_each(tokens):
+    for seed in range(4):
+        source = random_store(tokens, seed)
+        for steps, batch in ((2, 1), (3, 1), (3, 8), (50, 8)):
+            shapes = Phase(0.5, 32, batch), Phase(0.5, 64, batch)
+            config = _config(Objective(), seed=seed, steps=steps)
+            config = dataclasses.replace(config, phases=shapes)
+            for phase in range(2):
+                batches = Batches(source, config, phase)
+                for number in (0, steps // 2, steps):
+                    assert batches.batch(number)["example"].any(1).all()
 
 
 @pytest.mark.parametrize("share", [(0.5, 0.5), (0.9, 0.1)])
