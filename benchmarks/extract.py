@@ -65,7 +65,7 @@ def cut(source: str, target: Path, megabytes: float) -> None:
 
     room = megabytes * 1e6
     with target.open("w", encoding="utf-8") as file:
-        for line in filter(str.strip, read(Path(source), Counter())):
+        for line in filter(str.strip, read(Path(source), "utf-8", Counter())):
             file.write(line + "\n")
             room -= len(line.encode()) + 1
             if room <= 0:

@@ -3,6 +3,7 @@
 import os
 import sys
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,9 @@ from typing import Any
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
-# Most of the time goes into compiling small programs. `.ci/run` sets 0 for the slow
-# tests, so that programs are also tested as users compile them.
+# Most of the time goes into compiling small programs, so LLVM optimizes them little.
+# XLA's own passes are the same. `.ci/run` sets 0 for the tests that start whole runs,
+# and `as_users_compile` is for those that look at what the compiler makes.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -53,6 +55,18 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         if IN_CI:
             pytest.fail("../shared/data is missing, and CI may not skip", pytrace=False)
         pytest.skip("needs the real data in ../shared/data")
+
+
+@pytest.fixture
+def as_users_compile(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All optimizations are on, in programs that the test starts as well."""
+    import jax
+
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    before = jax.config.jax_disable_most_optimizations
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

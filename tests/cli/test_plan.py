@@ -13,6 +13,7 @@ import pytest
 from bert_jax import topology
 from bert_jax.__main__ import main
 
+pytestmark = pytest.mark.usefixtures("as_users_compile")
 ROOT = Path(__file__).parents[2]
 COMMAND = ["plan", f"--config={ROOT}/configs/bert_tiny.py:smoke"]
 KEYS = (

@@ -249,6 +249,7 @@ def test_pallas_leaves_out_blocks_that_do_not_see_each_other():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("as_users_compile")
 @pytest.mark.parametrize("features", [64, 128])
 @pytest.mark.parametrize(("name", "rate"), [("h100:4", 0.1), ("a100:4", 0.0)])
 def test_pallas_becomes_three_triton_kernels_on_a_gpu(name, rate, features):
