@@ -274,7 +274,7 @@ def _parquet_texts(path: str, text_key: str) -> Iterator[str]:
             columns = {name: None for name in table.schema_arrow.names}
             if text_key not in columns:
                 _text_of(columns, text_key, path)
-            for batch in table.iter_batches(1024, columns=[text_key]):
+            for batch in table.iter_batches(64, columns=[text_key]):
                 for text in batch.column(0).to_pylist():
                     yield _text_of({text_key: text}, text_key, path)
         except UnicodeDecodeError:
