@@ -86,9 +86,14 @@ def origin(workdir: str) -> dict[str, Any]:
     path = Path(workdir, ORIGIN)
     try:
         found = json.loads(path.read_text("utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise UserError(
+            f"--workdir={workdir}: cannot be read ({error.strerror}); choose another "
+            "directory or change its permissions"
+        ) from error
+    except ValueError as error:
         raise UserError(
             f"{path} is damaged ({error}); without it the run's data cannot be "
             "checked: remove the file to go on unchecked"
