@@ -297,6 +297,9 @@ def _tuning_problems(config: Config) -> list[str]:
             f"needs config.keep_best={config.keep_best} above 0 and config.save_every="
             f"{config.save_every} to divide config.eval_every={config.eval_every}"
         )
+    elif config.patience and config.task.kind == "pretrain":
+        if not config.data.eval_share:
+            remedies["patience"] = "needs config.data.eval_share above 0"
     return _faults(config, remedies)
 
 

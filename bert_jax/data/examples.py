@@ -16,7 +16,7 @@ class Layout(NamedTuple):
     """What masking must know of a batch besides its tokens."""
 
     fixed: NDArray[np.bool_]  # [B, L] special tokens and padding
-    opens: NDArray[np.bool_]  # [B, L] first tokens of sentences
+    opens: NDArray[np.bool_]  # [B, L] first tokens of sentences; none to mask tokens
     size: NDArray[np.int64]  # [B, E] tokens of each example, special ones included
     free: NDArray[np.int64]  # [B, E] tokens of each example that may be masked
 
@@ -55,8 +55,10 @@ def build(
     token = np.take(store.tokens, where, mode="clip").astype(np.int32)
 
     opens = np.zeros(rows * length, bool)
-    for piece in range(1, pieces, 2):  # those of text
+    text = range(1, pieces, 2) if objective.masking != "token" else ()
+    for piece in text:
         span = np.arange(count.size).reshape(count.shape)[:, piece:-1:pieces].ravel()
+        span = span[flat[span] > 0]
         number, place = _sentence_starts(store, source.ravel()[span], flat[span])
         opens[begin[span[number]] + place] = True
 
