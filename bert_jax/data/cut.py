@@ -19,7 +19,7 @@ from bert_jax.data.texts import Spans, Texts
 _TRIES = 4  # places that are tried for a random partner of the right length
 
 # What a draw of random bits is for; part of its key.
-_SHORT, _TARGET, _SPLIT, _COIN, _OTHER, _SIDE, *_PLACE = range(6 + _TRIES)
+_SHORT, _TARGET, _FULL, _SPLIT, _COIN, _OTHER, *_PLACE = range(6 + _TRIES)
 
 Draw = tuple[np.uint64, ...]  # one key for each purpose
 
@@ -71,8 +71,8 @@ def cut(
       objective: pair, input and short_seq_prob decide the cut.
       length: [tokens] of a row.
       seed: key of every random choice.
-      squeeze: [share of rows] to save, about: fewer pairs are random, fewer segments
-        short, and more of those without a pair end within a sentence.
+      squeeze: [share of rows] to save, about: fewer pairs are random, and more segments
+        are as long as a row.
 
     Returns:
       The examples; within a span in order of their text.
@@ -82,11 +82,10 @@ def cut(
     keys = tuple(hashing.key(*seed, purpose) for purpose in range(6 + _TRIES))
     pairs = objective.pair != "none"
     room = length - (3 if pairs else 2)
-    short = objective.short_seq_prob * max(0.0, 1 - 10 * squeeze)
     text, begin, end = spans
     turns = []
     while len(begin):
-        stop = _stops(texts.store, begin, end, objective, room, short, squeeze, keys)
+        stop = _stops(texts.store, begin, end, objective, room, squeeze, keys)
         if not pairs:
             none = np.zeros_like(begin)
             turn, following = Examples(begin, stop - begin, begin, none, none > 0), stop
@@ -111,13 +110,13 @@ def _stops(
     end: NDArray[np.int64],
     objective: Objective,
     room: int,
-    short_share: float,
     squeeze: float,
     keys: Draw,
 ) -> NDArray[np.int64]:
     """Where the segments that start at `begin` stop."""
     sentences, last = store.sentences, len(store.sentences) - 1
-    short = hashing.uniform(hashing.draw(keys[_SHORT], begin)) < short_share
+    short = hashing.uniform(hashing.draw(keys[_SHORT], begin))
+    short = short < objective.short_seq_prob
     target = np.full_like(begin, room)
     if short.any():
         bits = hashing.draw(keys[_TARGET], begin[short])
@@ -133,9 +132,9 @@ def _stops(
         at = np.searchsorted(sentences, begin + target, "right") - 1
         stop = sentences[at]
         stop = np.where(stop > begin, stop, sentences[np.minimum(at + 1, last)])
-        if squeeze:
-            full = hashing.uniform(hashing.draw(keys[_SPLIT], begin)) < 20 * squeeze
-            stop = np.where(full, begin + room, stop)
+    if squeeze:
+        full = hashing.uniform(hashing.draw(keys[_FULL], begin)) < 20 * squeeze
+        stop = np.where(full, begin + room, stop)
     stop = np.minimum(np.minimum(stop, begin + room), end)
     if objective.pair == "none":
         return stop
