@@ -73,7 +73,7 @@ def _check_epoch(source, objective, epoch, **rest):
     return found
 
 
-@settings(max_examples=40)
+@settings(max_examples=20)
 @given(
     DOCUMENTS,
     st.sampled_from(FORMS),
