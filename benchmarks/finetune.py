@@ -94,7 +94,9 @@ def prepare(folder: Path, config: Any) -> list[int]:
         params = initial.weights(config, params, lambda _: None)
     kind, tensors = huggingface.to_tensors(params, config.model, config.task)
     huggingface.save(folder / "model", config, kind, tensors, run.tokenizer, "")
-    train, dev = run.data.batches(0), run.data.held_out(0).batches
+    held_out = run.data.held_out(0)
+    assert held_out is not None
+    train, dev = run.data.batches(0), held_out.batches
     token, offset = (a.tolist() for a in train.sequences[:3:2])
     plan = {
         "config": json.loads(configs.to_json(config)),
