@@ -90,9 +90,9 @@ def cut(
             none = np.zeros_like(begin)
             turn, following = Examples(begin, stop - begin, begin, none, none > 0), stop
         else:
-            segments = _split(texts.store, text, begin, stop, keys)
+            segments = _split(texts.store, text, begin, stop, objective.pair, keys)
             if objective.pair == "sop":
-                turn, following = _ordered(segments, keys), stop
+                turn, following = _ordered(texts.store, segments, keys), stop
             else:
                 chance = max(0.5 - squeeze, 0.25)
                 turn, following = _next(
@@ -124,6 +124,14 @@ def _stops(
     if objective.input == "sentence_pair":
         after = np.searchsorted(sentences, begin, "right")
         stop = sentences[np.minimum(after + 1, last)]
+    elif objective.pair == "sop":
+        # Only full sentences, two at least if a row has room for them.
+        after = np.searchsorted(sentences, begin, "right")
+        at = np.searchsorted(sentences, begin + target, "right") - 1
+        most = np.searchsorted(sentences, begin + room, "right") - 1
+        at = np.minimum(np.maximum(at, after + 1), most)
+        alone = (at < after) | ((at == after) & ~_is_border(store, begin))
+        stop = np.where(alone, begin + room, sentences[at])
     elif objective.pair != "none":
         # The sentence that reaches the target still belongs to it.
         at = np.searchsorted(sentences, begin + target, "left")
@@ -148,12 +156,14 @@ def _split(
     text: NDArray[np.int64],
     begin: NDArray[np.int64],
     stop: NDArray[np.int64],
+    pair: str,
     keys: Draw,
 ) -> _Segments:
     """Draws where A ends: at a sentence boundary, or within an only sentence.
 
     A boundary is drawn evenly from those inside the segment; within a sentence a
-    place is drawn from the middle half.
+    place is drawn from the middle half. With pair=sop only segments of full sentences
+    are divided at a boundary, so that no side alone begins or ends within a sentence.
     """
     sentences, last = store.sentences, len(store.sentences) - 1
     low = np.searchsorted(sentences, begin, "right")
@@ -163,21 +173,34 @@ def _split(
     size = stop - begin
     quarter = np.maximum(size // 4, 1)
     within = quarter + hashing.below(bits, np.maximum(size - 2 * quarter + 1, 1))
-    split = np.where(inner > 0, sentences[np.minimum(pick, last)], begin + within)
-    return _Segments(text, begin, split, stop, inner > 0)
+    at_sentence = inner > 0
+    if pair == "sop":
+        at_sentence &= _is_border(store, begin) & _is_border(store, stop)
+    split = np.where(at_sentence, sentences[np.minimum(pick, last)], begin + within)
+    return _Segments(text, begin, split, stop, at_sentence)
 
 
-def _ordered(segments: _Segments, keys: Draw) -> Examples:
+def _ordered(store: Store, segments: _Segments, keys: Draw) -> Examples:
     """Pairs A and B in order, and half of them swapped.
 
-    A segment of one token has no B. Lan et al. 2020, section 3.1.
+    Both sides are full sentences, or both begin and end within one: otherwise these
+    places would tell the order, and the segment stays whole, without a B.
+
+    Lan et al. 2020, section 3.1.
     """
-    _, begin, split, stop, _ = segments
+    _, begin, split, stop, at_sentence = segments
+    borders = [_is_border(store, place) for place in (begin, split, stop)]
+    split = np.where(at_sentence | ~np.any(borders, axis=0), split, stop)
     coin = hashing.draw(keys[_COIN], begin) & np.uint64(1)
     swapped = (coin == 0) & (split < stop)
     first, first_end = np.where(swapped, (split, stop), (begin, split))
     second, second_end = np.where(swapped, (begin, split), (split, stop))
     return Examples(first, first_end - first, second, second_end - second, swapped)
+
+
+def _is_border(store: Store, place: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Whether a sentence begins or ends at each token offset."""
+    return store.sentences[np.searchsorted(store.sentences, place, "left")] == place
 
 
 def _next(

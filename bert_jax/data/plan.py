@@ -234,7 +234,7 @@ def spread(
       examples: [E] of them.
       rows: [R, K] example numbers, -1 where a slot is empty.
       count: rows wanted.
-      objective: pair decides how a pair is halved.
+      objective: pair decides how an example is halved.
 
     Returns:
       The examples, and [count, K] their rows.
@@ -275,8 +275,9 @@ def spread(
 def _halves(whole: Examples, objective: Objective) -> tuple[Examples, Examples]:
     """Two examples of each one.
 
-    A and B in order, or swapped, become a pair each. Of a random pair half of A is
-    paired with half of B. Where one in order has a side of one token, A and B part.
+    A and B in order become a pair each. Of a random pair half of A is paired with half
+    of B. Where a side in order has one token, or the order is what is asked for, A and
+    B part.
     """
     first, size, second, other, wrong = whole
     half, rest = size // 2, other // 2
@@ -288,16 +289,15 @@ def _halves(whole: Examples, objective: Objective) -> tuple[Examples, Examples]:
         (first, half, first + half, size - half),
         (second, rest, second + rest, other - rest),
     )
-    turned = [(c, d, a, b) for a, b, c, d in in_order]
     alone = (first, size, first, 0 * size), (second, other, second, 0 * other)
-    random = (other == 0) | (wrong & (objective.pair == "nsp"))
-    single = (other > 0) & (np.minimum(size, other) < 2)
+    random = (other == 0) | wrong
+    single = (other > 0) & ((np.minimum(size, other) < 2) | (objective.pair == "sop"))
     made = [
         [
-            np.select([single, random, wrong], choices, default)
+            np.select([single, random], choices, default)
             for *choices, default in zip(*forms, strict=True)
         ]
-        for forms in zip(alone, side_by_side, turned, in_order, strict=True)
+        for forms in zip(alone, side_by_side, in_order, strict=True)
     ]
     wrong = wrong & ~single
     one, two = (Examples._make([*fields, wrong]) for fields in made)

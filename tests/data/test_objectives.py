@@ -116,14 +116,32 @@ def test_swapped_pairs_are_half_of_all(form):
 
 
 @pytest.mark.parametrize("form", ["segment_pair", "sentence_pair"])
-def test_a_last_sentence_is_divided(form):
+def test_a_last_sentence_without_a_neighbour_has_no_order(form):
     source = store([[30] * 3] * 20)
-    pairs = _every_example(source, Objective("mlm", "sop", form, 0.0), length=63)
+    pairs = _every_example(source, Objective("mlm", "sop", form, 0.0), length=66)
     low = np.minimum(pairs.first, pairs.second)
     assert sorted(low // 30 % 3) == [0] * 20 + [2] * 20
-    np.testing.assert_array_equal(
-        pairs.first_length + pairs.second_length, np.where(low // 30 % 3, 30, 60)
-    )
+    np.testing.assert_array_equal(pairs.second_length, np.where(low // 30 % 3, 0, 30))
+    assert (pairs.first_length == 30).all()
+
+
+@pytest.mark.parametrize(
+    "sentences", [[60] * 2, [60] * 9, [20] * 9, [5_000], [400, 7] * 9, [1] * 30]
+)
+def test_form_does_not_tell_the_order(sentences):
+    source = store([sentences] * (20_000 // sum(sentences)))
+    pairs = _every_example(source, Objective("mlm", "sop"), length=48)
+    pairs = pairs.take(pairs.second_length > 0)
+    assert len(pairs.first) > 80 and 0.35 < pairs.wrong.mean() < 0.65
+    ends = pairs.first + pairs.first_length, pairs.second + pairs.second_length
+    inside = [~np.isin(v, source.sentences) for v in (pairs.first, ends[0])]
+    np.testing.assert_array_equal(inside[0], ~np.isin(pairs.second, source.sentences))
+    np.testing.assert_array_equal(inside[1], ~np.isin(ends[1], source.sentences))
+    np.testing.assert_array_equal(*inside)
+    # Neither do lengths: the mean difference of the sides, within four errors.
+    longer = pairs.first_length - pairs.second_length
+    means = [longer[pairs.wrong == swapped].mean() for swapped in (True, False)]
+    assert abs(means[0] - means[1]) < 4 * (longer.std() + 1) * 2 / len(longer) ** 0.5
 
 
 def test_a_document_of_one_token_has_no_order():

@@ -100,7 +100,12 @@ def test_text_of_any_shape_is_read_whole_and_half_of_the_pairs_are_wrong(name, f
     if objective.pair == "none":
         assert not len(labels)
         return
-    # All have pairs; five percent or, of few, four deviations.
+    # All have pairs, but for an order; five percent or, of few, four deviations.
+    if objective.pair == "sop" and all(
+        len(d) == 1 and d[0] < 100 for d in CORPORA[name]
+    ):
+        assert not len(labels)
+        return
     assert len(labels) > 100
     assert abs(labels.mean() - 0.5) < max(0.05, 2 / np.sqrt(len(labels)))
 
