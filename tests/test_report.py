@@ -295,8 +295,9 @@ def test_names_and_values_are_inert(tmp_path):
 
 
 def test_names_that_are_no_unicode_can_be_written(tmp_path, capsys):
-    run = write(tmp_path / "bad\udcff")
-    assert main(["report", str(run), f"--out={tmp_path / 'page.html'}"]) == 0
+    write(tmp_path / "runs" / "bad\udcff")
+    runs = str(tmp_path / "runs")
+    assert main(["report", runs, f"--out={tmp_path / 'page.html'}"]) == 0
     assert "bad?" in (tmp_path / "page.html").read_text("utf-8")
 
 
@@ -408,8 +409,8 @@ def test_the_command_writes_the_page(study, tmp_path, capsys):
         (["run", "damaged"], "damaged/config.json is damaged"),
         (["run", "phases"], "phases/config.json is damaged"),
         ([], "RUN"),
-        (["--workdir=run"], "RUN"),
-        (["run", "--workdir=run"], "without a flag"),
+        (["--workdir=no"], "no: neither a run nor"),
+        (["run", "--workdir=no"], "no: neither a run nor"),
         (["run", "--out=text.txt/page.html"], "text.txt/page.html"),
     ],
 )

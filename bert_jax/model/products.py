@@ -65,7 +65,8 @@ def linear(inputs, dtype, x, kernel):
 
 
 def _linear_forward(inputs, dtype, x, kernel):
-    return linear(inputs, dtype, x, kernel), (x, kernel)
+    # Not `linear`, whose product remat=dots would not see and so not keep.
+    return product(inputs, x, kernel, dtype, x.dtype), (x, kernel)
 
 
 def _linear_backward(inputs, dtype, kept, gradient):

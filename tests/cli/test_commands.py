@@ -159,8 +159,9 @@ def test_bench_prints_its_fields(run, tmp_path, capsys):
     data = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(data) == set(
         "real_tokens_per_second padded_tokens_per_second fill fill_unpacked "
-        "open_seconds".split()
+        "open_seconds epoch_rows text_tokens trimmed_tokens partner_tokens".split()
     )
+    assert data["trimmed_tokens"] == 0 < data["text_tokens"]
     assert 0 < data["fill_unpacked"] <= data["fill"] <= 1
     trace = tmp_path / "trace"
     assert main(["bench", "step", *common, f"--profile={trace}"]) == 0
