@@ -62,9 +62,7 @@ def load(directory: Path, choices: Choices = AS_STATED) -> Source:
     size = {row.ours: row.theirs for row in table}["head/bias"]
     classes = len(tensors[size]) if size in tensors else 0
     _check_problem(file, values, kind, classes)
-    labels = (
-        _labels(file, values, classes) if kind in ("classify", "tag", "span") else ()
-    )
+    labels = _labels(file, values, classes) if kind in ("classify", "tag") else ()
     if kind == "classify" and classes == 1:
         kind, labels = "regress", ()
     where = f"{directory}, config in {file.name}"

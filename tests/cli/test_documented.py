@@ -44,7 +44,8 @@ def test_each_runs_as_it_stands(shared, model, tmp_path, monkeypatch, line):
     text = line.replace("$DATA", str(shared / "finetune"))
     text = text.replace("=runs/", f"={tmp_path}/")
     words = shlex.split(text)[1:]
-    short = ["--config.task.epochs=0.001", "--config.phases[0].length=64"]
+    length = 160 if "squad" in line else 64  # shorter windows of COVID-QA are many
+    short = ["--config.task.epochs=0.001", f"--config.phases[0].length={length}"]
     assert not os.listdir(tmp_path)
     assert main(["train", f"--config.init={model}", *words, *short]) == 0
     (workdir,) = tmp_path.iterdir()
