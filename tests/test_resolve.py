@@ -270,6 +270,10 @@ def test_a_head_of_another_task_is_not_kept():
         config, found = Config(task=TaskSettings(kind=ours)), {"head/bias": np.zeros(1)}
         kept, why = initial._same_heads(config, found, TaskSettings(kind=theirs), "nsp")
         assert not kept and theirs in why["head"]
+    # Start and end of an answer mean the same whatever transformers calls them.
+    config, found = Config(task=TaskSettings(kind="span")), {"head/bias": np.zeros(2)}
+    named = TaskSettings(kind="span", labels=("LABEL_0", "LABEL_1"))
+    assert initial._same_heads(config, found, named, "none") == (found, {})
     config, found = Config(), {"nsp/bias": np.zeros(2), "mlm/bias": np.zeros(3)}
     kept, why = initial._same_heads(config, found, TaskSettings(), "sop")
     assert list(kept) == ["mlm/bias"] and "sop" in why["nsp"]
