@@ -49,8 +49,10 @@ def _one_by_one(source, text):
 
 def _run(made, output, *flags):
     folder, run, _ = made
-    arguments = [f"--workdir={run}", f"--input={folder / 'text.txt'}"]
-    return main(["extract", *arguments, f"--output={output}", *flags])
+    own = {"--input": folder / "text.txt", "--output": output}
+    given = {flag.partition("=")[0] for flag in flags}
+    rest = [f"{name}={path}" for name, path in own.items() if name not in given]
+    return main(["extract", f"--workdir={run}", *rest, *flags])
 
 
 FORMS = {

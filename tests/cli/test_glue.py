@@ -198,7 +198,10 @@ def test_what_cannot_be_submitted_is_one_message(run, tmp_path, capsys, flags, w
     [
         (["--config.task.dev_file=tfds:glue/mnli:test_matched"], "all are hidden"),
         (["--config.task.train_file=tfds:glue/mnli:test_matched"], "all are hidden"),
-        (["--config.task.skip_label="], r"the label, column 'gold_label|label', is"),
+        (
+            ["--config.task.skip_label=", "--config.task.bad_rows=refuse"],
+            "the label, column 'gold_label|label', is",
+        ),
         (["--config.task.dev_file=tfds:glue/mnli"], "Unknown split 'validation'"),
         (["--config.task.dev_file=tfds:nonesuch:train"], "nonesuch not found"),
         (["--config.task.pair_column=answer"], "train[0]: no key 'answer'"),
