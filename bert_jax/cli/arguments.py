@@ -103,8 +103,7 @@ def parse(
 
 
 def _check_flags(argv: Sequence[str], parser: ArgumentParser) -> None:
-    """Refuses an empty value, and a flag with two values, of which one would count."""
-    given: set[str] = set()
+    """Refuses an empty value."""
     words = list(itertools.takewhile(lambda word: word != "--", argv))
     for word, after in itertools.zip_longest(words, words[1:]):
         flag, equals, value = word.partition("=")
@@ -114,9 +113,6 @@ def _check_flags(argv: Sequence[str], parser: ArgumentParser) -> None:
         value = value if equals else after
         if value == "":
             raise UserError(f"{flag}= is empty; give it a value, or leave it out")
-        if flag in given:
-            raise UserError(f"{flag} is given twice; leave one of them out")
-        given.add(flag)
 
 
 def _take_overrides(argv: Sequence[str]) -> tuple[list[str], list[str]]:

@@ -66,7 +66,6 @@ def test_a_saved_run_brings_its_config(tmp_path: Path) -> None:
         (["--config.steps", "--json"], ["--config.steps=VALUE"]),
         (["--workdir="], ["--workdir=", "empty"]),
         (["--workdir", ""], ["--workdir=", "empty"]),
-        (["--workdir=a", "--workdir", "b"], ["--workdir", "twice"]),
         (["workdir=a"], ["'workdir'", "'--workdir'"]),
     ],
 )
