@@ -162,7 +162,8 @@ def test_fine_tuned_heads(tmp_path, kind, task, method):
         given = {name: value[None] for name, value in given.items()}
     with torch.no_grad():
         outputs = model(**given)
-    bert = Bert(source.model, classes=max(1, len(source.task.labels)))
+    classes = 2 if task == "span" else max(1, len(source.task.labels))
+    bert = Bert(source.model, classes=classes)
     apply = jax.jit(bert.apply, static_argnames="method")
     found = np.asarray(apply({"params": source.params}, arrays, method=method))
     if task == "span":
