@@ -103,6 +103,7 @@ push() {
   tar -C "$from" --exclude=__pycache__ -czf "$scratch/code.tgz" "${parts[@]}" || return
   "${tpus[@]}" tpu-vm scp "$scratch/code.tgz" "$name:code.tgz" --zone="$zone" \
     --worker=all --quiet || return
+  # shellcheck disable=SC2016  # expanded on the hosts
   on_all_hosts 'set -e; mkdir -p bert_jax; cd bert_jax; rm -f setup.py; tar -xzf ../code.tgz
     python3 -m pip install --quiet --user uv
     [ -d .venv ] || python3 -m uv venv --quiet --python 3.12 .venv
