@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -102,6 +103,13 @@ class Group:
 
     def until_step(self, step: int) -> None:
         self.until(f"step {step}", lambda: last_step(self.workdir) >= step)
+
+    def until_steps(self, count: int) -> None:
+        """Waits for some steps since this start."""
+        self.until(
+            f"{count} steps",
+            lambda: len(re.findall(r"^step \d", self.text(0), re.M)) >= count,
+        )
 
     def until_fault(self) -> None:
         self.until("the fault", self.mark.exists)

@@ -20,91 +20,39 @@ def finish(workdir, flags, expected, count=2, devices=2):
     assert not before or max(group.saved(workdir)) >= max(before)
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_killed_while_the_other_is_in_a_collective(tmp_path, flags, unbroken, victim):
-    workdir = tmp_path / "run"
-    fault = {"process": victim, "batch": 20, "do": "kill"}
+# Each breaks a run some steps after its start, in one of its two processes.
+
+
+def killed_in_a_collective(workdir, flags, victim):
+    fault = {"process": victim, "batch": 12, "do": "kill"}
     with Group(workdir, flags, 2, fault=fault) as found:
         found.until_fault()
         statuses = found.statuses(GONE)
     assert statuses[victim] == -signal.SIGKILL
     assert statuses[1 - victim] in DEAD
-    finish(workdir, flags, unbroken(2))
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_killed_while_the_other_computes_nothing(tmp_path, flags, unbroken, victim):
-    workdir = tmp_path / "run"
-    fault = {"process": 1 - victim, "batch": 20, "do": "sleep", "seconds": 600}
+def killed_while_the_other_computes_nothing(workdir, flags, victim):
+    fault = {"process": 1 - victim, "batch": 12, "do": "sleep", "seconds": 600}
     with Group(workdir, flags, 2, fault=fault) as found:
         found.until_fault()
         found.send(victim, signal.SIGKILL)
         statuses = found.statuses(GONE)
     assert statuses[1 - victim] in DEAD
-    finish(workdir, flags, unbroken(2))
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_stopped_process_is_left_behind(tmp_path, flags, unbroken, victim):
-    workdir = tmp_path / "run"
+def stopped_and_left_behind(workdir, flags, victim):
     with Group(workdir, flags, 2) as found:
-        found.until_step(10)
+        found.until_steps(9)
         found.send(victim, signal.SIGSTOP)
         other = found.processes[1 - victim]
         group.wait_for("the other ends", lambda: other.poll() is not None, GONE)
         assert other.returncode in DEAD
         found.processes[victim].kill()  # as the launcher does
-    finish(workdir, flags, unbroken(2))
 
 
-@pytest.mark.parametrize("told", [[0], [1], [0, 1]])
-def test_sigterm_saves_the_same_step_everywhere(tmp_path, flags, unbroken, told):
-    workdir = tmp_path / "run"
-    with Group(workdir, flags, 2) as found:
-        found.until_step(10)
-        for index in told:
-            found.send(index, signal.SIGTERM)
-        assert found.statuses(GONE) == [75, 75]
-        texts = [found.text(i).strip().splitlines()[-1] for i in (0, 1)]
-    step = max(group.saved(workdir))
-    assert 10 <= step < STEPS and step == group.last_step(workdir)
-    for text in texts:
-        assert f"step {step} is saved; the same command continues {workdir}" in text
-    finish(workdir, flags, unbroken(2))
-
-
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_signal_to_a_single_process(tmp_path, flags, unbroken, number):
-    workdir = tmp_path / "run"
-    with Group(workdir, flags) as found:
-        found.until_step(10)
-        found.send(0, number)
-        status = {signal.SIGTERM: 75, signal.SIGINT: 130}[number]
-        assert found.statuses(GONE) == [status]
-    assert max(group.saved(workdir)) == group.last_step(workdir)
-    finish(workdir, flags, unbroken(1), 1)
-
-
-@pytest.mark.parametrize("place", ["start", "compile", "evaluate", "save"])
-@pytest.mark.parametrize("count", [1, 2])
-def test_sigterm_outside_the_steps(tmp_path, flags, unbroken, place, count):
-    workdir = tmp_path / "run"
-    fault = {"place": place, "do": "sleep", "seconds": 3, "process": count - 1}
-    with Group(workdir, flags, count, fault=fault) as found:
-        found.until_fault()
-        found.send(0, signal.SIGTERM)
-        assert found.statuses(GONE) == [75] * count
-    if place in ("start", "compile"):
-        assert "nothing to save yet" in found.text(0)
-    else:
-        assert max(group.saved(workdir)) >= 8
-    finish(workdir, flags, unbroken(count), count)
-
-
-@pytest.mark.parametrize("victim", [0, 1])
-def test_exception_ends_all_at_once(tmp_path, flags, unbroken, victim):
-    workdir = tmp_path / "run"
-    fault = {"process": victim, "batch": 20, "do": "raise"}
+def ended_by_an_exception(workdir, flags, victim):
+    fault = {"process": victim, "batch": 12, "do": "raise"}
     with Group(workdir, flags, 2, fault=fault) as found:
         found.until_fault()
         assert found.statuses(5) == [1, 1]
@@ -112,13 +60,10 @@ def test_exception_ends_all_at_once(tmp_path, flags, unbroken, victim):
     assert "Traceback" in own and "ZeroDivisionError: planned" in own.splitlines()[-1]
     other = found.text(1 - victim).strip().splitlines()[-1]
     assert f"process {victim} ended: ZeroDivisionError: planned" in other
-    finish(workdir, flags, unbroken(2))
 
 
-@pytest.mark.parametrize("victim", [0, 1])
-def test_stuck_process_is_named(tmp_path, flags, unbroken, victim):
-    workdir = tmp_path / "run"
-    fault = {"process": victim, "batch": 20, "do": "sleep", "seconds": 600}
+def stuck_and_named(workdir, flags, victim):
+    fault = {"process": victim, "batch": 12, "do": "sleep", "seconds": 600}
     short = [*flags, "--config.hang_after=20"]
     with Group(workdir, short, 2, fault=fault) as found:
         found.until_fault()
@@ -128,12 +73,52 @@ def test_stuck_process_is_named(tmp_path, flags, unbroken, victim):
         assert f"process {victim} (waiting for a batch)" in last, last
         assert f"process {1 - victim}" not in last
     assert "in happen" in found.text(victim)  # its stack says where
+
+
+def told_to_stop(workdir, flags, victim):
+    """All save the same step, whoever got the signal."""
+    for told in [[victim], [0, 1]][: 1 + victim]:
+        with Group(workdir, flags, 2) as found:
+            found.until_steps(5)
+            for index in told:
+                found.send(index, signal.SIGTERM)
+            assert found.statuses(GONE) == [75, 75]
+            texts = [found.text(i).strip().splitlines()[-1] for i in (0, 1)]
+        step = max(group.saved(workdir))
+        assert step < STEPS and step == group.last_step(workdir)
+        for text in texts:
+            assert f"step {step} is saved; the same command continues {workdir}" in text
+
+
+@pytest.mark.parametrize(
+    "befall",
+    [
+        (killed_in_a_collective, killed_while_the_other_computes_nothing),
+        (stopped_and_left_behind, ended_by_an_exception),
+        (stuck_and_named, told_to_stop),
+    ],
+    ids=lambda befall: "-".join(fault.__name__ for fault in befall),
+)
+def test_a_fault_in_each_of_two_processes(tmp_path, flags, unbroken, befall):
+    """One fault after the other in one run, which then ends as if unbroken."""
+    workdir = tmp_path / "run"
+    for fault in befall:
+        for victim in (0, 1):
+            before = max(group.saved(workdir), default=0)
+            fault(workdir, flags, victim)
+            assert max(group.saved(workdir)) > before, fault.__name__
     finish(workdir, flags, unbroken(2))
 
 
-def test_stuck_single_process(tmp_path, flags, unbroken):
+def test_signals_to_a_single_process(tmp_path, flags, unbroken):
     workdir = tmp_path / "run"
-    fault = {"batch": 20, "do": "sleep", "seconds": 600}
+    for number, status in [(signal.SIGTERM, 75), (signal.SIGINT, 130)]:
+        with Group(workdir, flags) as found:
+            found.until_steps(5)
+            found.send(0, number)
+            assert found.statuses(GONE) == [status]
+        assert max(group.saved(workdir)) == group.last_step(workdir)
+    fault = {"batch": 12, "do": "sleep", "seconds": 600}
     with Group(workdir, [*flags, "--config.hang_after=20"], fault=fault) as found:
         found.until_fault()
         assert found.statuses(20 + GONE) == [42]
@@ -141,10 +126,28 @@ def test_stuck_single_process(tmp_path, flags, unbroken):
     finish(workdir, flags, unbroken(1), 1)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_sigterm_outside_the_steps(tmp_path, flags, unbroken, count):
+    workdir = tmp_path / "run"
+    for place in ("start", "compile", "evaluate", "save"):
+        fault = {"place": place, "do": "sleep", "seconds": 3, "process": count - 1}
+        before = group.saved(workdir)
+        with Group(workdir, flags, count, fault=fault) as found:
+            found.until_fault()
+            found.send(0, signal.SIGTERM)
+            assert found.statuses(GONE) == [75] * count
+        if place in ("start", "compile"):
+            assert "nothing to save yet" in found.text(0)
+            assert not group.saved(workdir)
+        else:
+            assert max(group.saved(workdir)) > max(before, default=7)
+    finish(workdir, flags, unbroken(count), count)
+
+
 def test_slow_loader_is_waited_for_and_named(tmp_path, flags, unbroken):
     workdir = tmp_path / "run"
-    fault = {"process": 1, "batch": 20, "do": "sleep", "seconds": 60}
-    slow = [*flags, "--config.hang_after=160"]
+    fault = {"process": 1, "batch": 20, "do": "sleep", "seconds": 30}
+    slow = [*flags, "--config.hang_after=80"]
     with Group(workdir, slow, 2, fault=fault) as found:
         assert found.statuses() == [0, 0]
     assert "s: process 1 (waiting for a batch)" in found.text(0)
