@@ -20,15 +20,23 @@ from tests.cli import corpus
 ROOT = Path(__file__).parents[1]
 
 
-def _command(text: Path, workdir: Path) -> list[str]:
+def _command(name: str, folder: Path) -> list[str]:
+    """Of a command on one text and store."""
     return [
         sys.executable,
         "-m",
         "bert_jax",
-        "train",
+        name,
         "--config=configs/bert_tiny.py:smoke",
-        f"--config.data.source={text}",
+        f"--config.data.source={folder / 'text.txt'}",
+        f"--config.data.store={folder / 'store'}",
         "--config.data.num_workers=1",
+    ]
+
+
+def _train(workdir: Path) -> list[str]:
+    return [
+        *_command("train", workdir.parent),
         "--config.steps=60",
         "--config.save_every=7",
         "--config.eval_every=14",
@@ -46,20 +54,21 @@ def _steps(workdir: Path) -> int:
 
 @pytest.mark.slow
 def test_killed_three_times_equals_unbroken(tmp_path):
-    text = corpus.write(tmp_path / "text.txt")
+    corpus.write(tmp_path / "text.txt")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    subprocess.run(_command(text, whole), cwd=ROOT, check=True, timeout=300)
+    for command in (_command("prepare", tmp_path), _train(whole)):
+        subprocess.run(command, cwd=ROOT, check=True, timeout=300)
     rng = random.Random(0)
     for attempt in range(3):
         wanted = attempt * 15 + rng.randrange(2, 15)
-        process = subprocess.Popen(_command(text, broken), cwd=ROOT)
+        process = subprocess.Popen(_train(broken), cwd=ROOT)
         deadline = time.monotonic() + 300
         while _steps(broken) < wanted and process.poll() is None:
             assert time.monotonic() < deadline, "the run makes no progress"
             time.sleep(0.01)
         os.kill(process.pid, signal.SIGKILL)
         assert process.wait(60) == -signal.SIGKILL, "it ended before it was killed"
-    subprocess.run(_command(text, broken), cwd=ROOT, check=True, timeout=300)
+    subprocess.run(_train(broken), cwd=ROOT, check=True, timeout=300)
     ends = [json.loads((d / "summary.json").read_text()) for d in (whole, broken)]
     assert ends[0]["params_digest"] == ends[1]["params_digest"]
     losses = [

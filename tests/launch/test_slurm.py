@@ -111,6 +111,17 @@ def slurm(tmp_path_factory, shared):
         cluster.stop()
 
 
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Flags of a text and its store, prepared once."""
+    folder = tmp_path_factory.mktemp("data")
+    text = corpus.write(folder / "text.txt")
+    flags = f"--config.data.source={text}", f"--config.data.store={folder / 'store'}"
+    command = sys.executable, "-m", "bert_jax", "prepare", *TRAIN[1:3], *flags
+    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    return flags
+
+
 @pytest.fixture
 def stand_in(tmp_path):
     """Writes a program in place of `python -m bert_jax`; returns where it counts."""
@@ -134,11 +145,11 @@ def _steps(workdir):
     return [entry["step"] for entry in found if entry["kind"] == "train"]
 
 
-def test_a_preempted_run_resumes_and_completes(slurm, tmp_path):
-    text, workdir = corpus.write(tmp_path / "text.txt"), tmp_path / "run"
+def test_a_preempted_run_resumes_and_completes(slurm, data, tmp_path):
+    workdir = tmp_path / "run"
     job = slurm.submit(
         *TRAIN,
-        f"--config.data.source={text}",
+        *data,
         "--config.steps=100",
         "--config.save_every=50",
         "--config.eval_every=100",
@@ -158,15 +169,14 @@ def test_a_preempted_run_resumes_and_completes(slurm, tmp_path):
     assert json.loads((workdir / "summary.json").read_text())["steps"] == 100
 
 
-def test_an_array_runs_a_line_a_task(slurm, tmp_path):
-    text = corpus.write(tmp_path / "text.txt")
+def test_an_array_runs_a_line_a_task(slurm, data, tmp_path):
     runs = [tmp_path / f"a run {seed}" for seed in range(4)]
     lines = [f"--config.seed={i} --workdir='{run}'" for i, run in enumerate(runs)]
     (tmp_path / "runs.txt").write_text("\n".join(lines) + "\n")
     job = slurm.submit(
         f"--lines={tmp_path / 'runs.txt'}",
         *TRAIN,
-        f"--config.data.source={text}",
+        *data,
         "--config.steps=4",
         nodes=1,
         flags=["--array=0-3%2"],
