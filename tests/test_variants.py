@@ -19,6 +19,7 @@ from tests.cli import corpus
 
 CONFIG = str(Path(__file__).parents[1] / "configs/bert_tiny.py:smoke")
 STEPS = 300
+STOP = 5
 VARIANTS = {
     "ltr": "objective.kind=ltr objective.pair=none model.mixer=causal_attention",
     "bilstm": "model.mixer=lstm",
@@ -76,25 +77,25 @@ def test_every_variant(name, store, tmp_path):
             history.append({k: float(v) for k, v in metrics.items()})
         return state, history
 
-    eight, train_step = on(2, 2, 2)
-    begin = jax.device_get(step.init_state(task, optimizer, eight, 7))
-    places = step.state_shardings(task, optimizer, eight)
-    middle, before = run(train_step, jax.device_put(begin, places), 0, STEPS // 2)
-    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
-        checkpoints.save(STEPS // 2, middle)
-        checkpoints.wait()
-        whole, after = run(train_step, middle, STEPS // 2, STEPS)
-        abstract = step.abstract_state(task, optimizer, eight)
-        resumed = checkpoints.restore(abstract)
-    resumed, again = run(train_step, resumed, STEPS // 2, STEPS)
-    assert again == after
-    jax.tree.map(np.testing.assert_array_equal, *jax.device_get([whole, resumed]))
-
-    losses = [line["loss"] for line in (*before, *after)]
+    one, alone = on(1, 1, 1)
+    begin = jax.device_get(step.init_state(task, optimizer, one, 7))
+    state = jax.device_put(begin, step.state_shardings(task, optimizer, one))
+    _, history = run(alone, state, 0, STEPS)
+    losses = [line["loss"] for line in history]
     assert np.mean(losses[-20:]) < np.mean(losses[:100])
     assert min(losses[-20:]) > 0
 
-    one, alone = on(1, 1, 1)
-    state = jax.device_put(begin, step.state_shardings(task, optimizer, one))
-    for line, other in zip(run(alone, state, 0, 5)[1], before, strict=False):
+    eight, train_step = on(2, 2, 2)
+    places = step.state_shardings(task, optimizer, eight)
+    middle, before = run(train_step, jax.device_put(begin, places), 0, STOP)
+    for line, other in zip(before, history, strict=False):
         assert line == pytest.approx(other, rel=2e-5, abs=1e-6)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(STOP, middle)
+        checkpoints.wait()
+        whole, after = run(train_step, middle, STOP, 3 * STOP)
+        abstract = step.abstract_state(task, optimizer, eight)
+        resumed = checkpoints.restore(abstract)
+    resumed, again = run(train_step, resumed, STOP, 3 * STOP)
+    assert again == after
+    jax.tree.map(np.testing.assert_array_equal, *jax.device_get([whole, resumed]))
