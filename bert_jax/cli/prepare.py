@@ -99,10 +99,10 @@ def _korean(result: dict) -> str:
     made_from = result["made_from"]
     if made_from.get("language") != "ko" or "vocab_size" not in made_from:
         return ""
-    line = "Korean        syllables are kept whole"
+    latin = "kept as they are (tokenizer.lowercase=false, for Korean the default)"
     if result["tokenizer"]["lowercase"]:
-        line += ", Latin letters lowercased without accents (tokenizer.lowercase=true)"
-    return line + "\n"
+        latin = "lowercased without accents (tokenizer.lowercase=true)"
+    return f"Korean        syllables are kept whole, Latin letters {latin}\n"
 
 
 def _unknown(result: dict) -> str:

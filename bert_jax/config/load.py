@@ -48,7 +48,8 @@ def load(path: str, overrides: Sequence[str] = (), stored: bool = False) -> Conf
       path: name of a preset, such as `bert_base`, or path of a Python file that
         defines `get_config(arg)`, both with `:arg` or without; or path of the
         `config.json` of a run.
-      overrides: `a.b=value` texts, phases by index: `phases[0].length=64`.
+      overrides: `a.b=value` texts, phases by index: `phases[0].length=64`. Of a new
+        run, `data.language=ko` brings `tokenizer.lowercase=false` along.
       stored: whether this is the config of a run that exists. Its own values are
         accepted, whatever the rules of this version; those of overrides are not.
 
@@ -66,7 +67,7 @@ def load(path: str, overrides: Sequence[str] = (), stored: bool = False) -> Conf
     config = read(file, arg)
     own = problems(freeze(config)) if stored else ()
     faults = []
-    for text in overrides:
+    for text in [*([] if stored else _of_language(overrides)), *overrides]:
         try:
             override(config, text)
         except UserError as error:
@@ -150,6 +151,18 @@ def _update(config: typing.Any, values: dict) -> None:
             _update(config[name], value)
         else:
             config[name] = tuple(value) if isinstance(value, list) else value
+
+
+def _of_language(overrides: Sequence[str]) -> list[str]:
+    """What a language brings along for a tokenizer that is trained on its text.
+
+    Korean has no case, and the Latin letters in it are mostly names and units: its
+    published encoders (KLUE, KoELECTRA, KoBERT) are cased.
+    """
+    chosen = dict(text.partition("=")[::2] for text in overrides)
+    code = chosen.get("data.language", "").lower().partition("-")[0]
+    own = {"tokenizer.lowercase", "tokenizer.path", "init"} & chosen.keys()
+    return ["tokenizer.lowercase=false"] if code == "ko" and not own else []
 
 
 def override(config: ConfigDict, text: str) -> None:

@@ -141,6 +141,16 @@ def test_every_rule_names_its_field(text: str) -> None:
     assert f"config.{group}" in str(caught.value)
 
 
+def test_korean_is_cased_unless_something_else_says_so() -> None:
+    def lowercase(*edits: str) -> bool:
+        return config.load(TINY, list(edits)).tokenizer.lowercase
+
+    assert lowercase() and lowercase("data.language=en")
+    assert not lowercase("data.language=ko") and not lowercase("data.language=ko-KR")
+    for other in ("lowercase=true", "path=vocab.txt"):
+        assert lowercase(f"tokenizer.{other}", "data.language=ko")
+
+
 @pytest.mark.parametrize("other", ["keep_best=0", "save_every=700"])
 def test_patience_needs_every_evaluation_saved(other: str) -> None:
     config.load(TINY, ["patience=2"])
