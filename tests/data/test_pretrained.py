@@ -11,6 +11,7 @@ from bert_jax import config
 from bert_jax.data import coverage, pretrained
 from bert_jax.data.tokenizer import kind_of, load_tokenizer
 from bert_jax.errors import UserError
+from tests.interop import hugging
 
 TEXTS = [
     "Müssen wir schön sein? Ŝi ĉiam Ñandú İstanbul ß",
@@ -100,6 +101,30 @@ def test_ids_are_those_of_transformers(tmp_path, flags, files):
         wanted = theirs(" ".join(text.split()), add_special_tokens=False).input_ids
         assert ours.encode(text) == wanted
         assert again.encode(text) == wanted
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("Roberta", ("add_prefix_space", "trim_offsets")),
+        ("Albert", ("do_lower_case", "keep_accents", "remove_space")),
+    ],
+)
+def test_other_families_give_the_ids_of_transformers(tmp_path, family, names):
+    from transformers import AutoTokenizer
+
+    hugging.write_tokenizer(tmp_path, family, 400)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family.lower()}))
+    texts = [*hugging.TEXT[:3], *TEXTS]
+    for values in itertools.product([None, True, False], repeat=len(names)):
+        flags = zip(names, values, strict=True)
+        options = {name: value for name, value in flags if value is not None}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+        theirs = AutoTokenizer.from_pretrained(tmp_path)
+        ours = load_tokenizer(tmp_path, config.Tokenizer(kind=kind_of(tmp_path)))
+        for text in texts:
+            wanted = theirs(" ".join(text.split()), add_special_tokens=False).input_ids
+            assert ours.encode(text) == wanted, options
 
 
 @pytest.mark.parametrize(
