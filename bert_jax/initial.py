@@ -13,6 +13,7 @@ from bert_jax import config as configs
 from bert_jax import interop, remote, tree
 from bert_jax.checkpoint import Checkpoints
 from bert_jax.config import Config, Model, TaskSettings, Tokenizer
+from bert_jax.data import coverage
 from bert_jax.data.tokenizer import load_tokenizer
 from bert_jax.errors import UserError
 from bert_jax.model import parts
@@ -150,7 +151,8 @@ def weights(config: Config, fresh: Any, note: Callable[[str], None]) -> Any:
     Args:
       config: with `init` set, from `adopt`.
       fresh: the new model's random parameters, on their devices.
-      note: is told which parts keep them.
+      note: is told which parts keep them, and how the tokenizer of another program's
+        files is read.
 
     Returns:
       The same tree, with the same shardings. A head that the weights lack, or have
@@ -169,6 +171,10 @@ def weights(config: Config, fresh: Any, note: Callable[[str], None]) -> Any:
         task, pair = there.task, there.objective.pair
     else:
         source = interop.load(config.init)
+        for text in source.tokenizer.notes:
+            note(f"config.init={config.init}: {text}")
+        if said := coverage.warning(*coverage.unknown(source.tokenizer)):
+            note(f"warning: config.init={config.init}: {said}")
         found, task, pair = tree.flatten(source.params), source.task, source.pair
     found, meant = _same_heads(config, found, task, pair)
     faults, kept = [], []

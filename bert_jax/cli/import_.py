@@ -67,7 +67,6 @@ def main(argv: Sequence[str]) -> int:
     from bert_jax import config as configs
     from bert_jax import interop, owner
     from bert_jax.data import coverage
-    from bert_jax.data.tokenizer import UNKNOWN_LIMIT
 
     lowercase = None if args.lowercase is None else args.lowercase == "true"
     choices = interop.Choices(lowercase, args.drop, args.architecture)
@@ -90,13 +89,8 @@ def main(argv: Sequence[str]) -> int:
             workdir.rmdir()
         raise
     share, known = coverage.unknown(source.tokenizer)
-    if share > UNKNOWN_LIMIT:
-        print(
-            f"bert-jax: warning: {args.source}: {share:.0%} of the tokens of plain "
-            f"text in {', '.join(known)} letters are [UNK]; the vocabulary may be of "
-            "another kind of tokenizer, or of text split into words beforehand",
-            file=sys.stderr,
-        )
+    if said := coverage.warning(share, known):
+        print(f"bert-jax: warning: {args.source}: {said}", file=sys.stderr)
     if source.dropped:
         print(
             f"bert-jax: left out {len(source.dropped)} tensors by --drop={args.drop}: "

@@ -159,7 +159,8 @@ def _of_language(overrides: Sequence[str]) -> list[str]:
     Korean has no case, and the Latin letters in it are mostly names and units: its
     published encoders (KLUE, KoELECTRA, KoBERT) are cased.
     """
-    chosen = dict(text.partition("=")[::2] for text in overrides)
+    pairs = (text.partition("=") for text in overrides)
+    chosen = {path: value for path, _, value in pairs}
     code = chosen.get("data.language", "").lower().partition("-")[0]
     own = {"tokenizer.lowercase", "tokenizer.path", "init"} & chosen.keys()
     return ["tokenizer.lowercase=false"] if code == "ko" and not own else []

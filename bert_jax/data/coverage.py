@@ -4,7 +4,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
-from bert_jax.data.tokenizer import TextTokenizer
+from bert_jax.data.tokenizer import UNKNOWN_LIMIT, TextTokenizer
 
 _COVERED = 0.05  # share of the pieces with letters that are of a script
 _SPECIAL = ("[", "<")
@@ -59,3 +59,14 @@ def unknown(tokenizer: TextTokenizer) -> tuple[float, list[str]]:
     known = [name for name in scripts(tokens) if name in _SAMPLES]
     ids, _ = tokenizer.encode_batch([_SAMPLES[name] for name in known])
     return float((ids == vocabulary.unk).mean()) if len(ids) else 0.0, known
+
+
+def warning(share: float, known: Iterable[str]) -> str:
+    """What to say of the result of `unknown`; "" for a share as it should be."""
+    if share <= UNKNOWN_LIMIT:
+        return ""
+    return (
+        f"{share:.0%} of the tokens of plain text in {', '.join(known)} letters are "
+        "[UNK]; the vocabulary may be of another kind of tokenizer, or of text split "
+        "into words beforehand"
+    )

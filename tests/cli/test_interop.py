@@ -39,10 +39,12 @@ def _train(text, workdir, *flags):
     return main(["train", SMOKE, f"--workdir={workdir}", *flags])
 
 
-def test_training_starts_from_the_weights(imported, tmp_path):
+def test_training_starts_from_the_weights(imported, tmp_path, capsys):
     run, text = imported
     init = f"--config.init={run.parent / 'hf'}"
     assert _train(text, tmp_path / "new", init, *STILL) == 0
+    said = capsys.readouterr().err  # of a vocabulary of made-up words
+    assert "lowercase" in said and "letters are [UNK]" in said, said
     new = _summary(tmp_path / "new")
     assert new["params_digest"] == _summary(run)["params_digest"]
     # A second generation, from a run that was itself trained.
