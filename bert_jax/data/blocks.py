@@ -19,10 +19,12 @@ import xxhash
 from bert_jax.config import Config
 from bert_jax.data.sentences import split
 from bert_jax.data.tokenizer import TextTokenizer, load_tokenizer
+from bert_jax.data.word_cache import join
 from bert_jax.errors import UserError
 
 _VERSION = 3  # of the parts' content; others are not reused
 _BLOCK = 4_000_000  # [characters] of text in a part
+_ENCODED = 1 << 20  # [characters] encoded at a time, at some 100 bytes each
 _PENDING = 2  # blocks a worker that may wait, each some 10 MB in two processes
 
 
@@ -96,13 +98,18 @@ def encode(
       ends; `whole` bool [len(raw)], False for documents left out as without tokens.
     """
     lines: list[list[str]] = []  # each whole, as its sentences
-    ends, count = [], 0
+    found = []
+    ends, count, size = [], 0, 0
     for document in raw:
         for line in document.decode().split("\n"):
             lines.append(split(language, line))
             count += len(lines[-1])
+            size += len(line)
+            if size >= _ENCODED:
+                found.append(tokenizer.encode_parts(lines))
+                lines, size = [], 0
         ends.append(count)
-    ids, offsets = tokenizer.encode_parts(lines)
+    ids, offsets = join([*found, tokenizer.encode_parts(lines)])
     kept = np.diff(offsets) > 0
     before = np.concatenate([[0], np.cumsum(kept)])[[0, *ends]]
     whole = np.diff(before) > 0

@@ -7,7 +7,6 @@ memory does not depend on the size of a file.
 
 import glob
 import itertools
-import json
 import os
 import re
 import tempfile
@@ -19,10 +18,12 @@ from typing import Any
 from bert_jax.config import Data
 from bert_jax.data import python_docs, tfds
 from bert_jax.data.decompress import SUFFIXES, chunks
-from bert_jax.data.text import lines, pieces
+from bert_jax.data.long_texts import LONG, JsonText, Utf8Text, read_json
+from bert_jax.data.text import lines, split_lines, utf8_lines
 from bert_jax.errors import UserError
 
 Document = list[str]
+Text = str | JsonText | Utf8Text
 
 _FORMATS = (".txt", ".jsonl", ".parquet")
 _EXTRACTED = re.compile(r"wiki_\d+")  # WikiExtractor's files, which have no suffix
@@ -85,9 +86,6 @@ def _source_documents(
         source = tfds.with_split(source, "train")
         for record in tfds.stream(source):
             text = _text_of(record, data.text_key, source)
-            if _SURROGATE.search(text):
-                skipped["bad_utf8_lines"] += 1
-                continue
             yield _lines_of(text, skipped)
     else:
         for path in _matches(source):
@@ -194,23 +192,16 @@ def _until(end: str, first: str, lines: Iterator[str]) -> Iterator[str]:
         yield line
 
 
-def _lines_of(text: str, skipped: Counter[str]) -> Iterator[str]:
-    if _SURROGATE.search(text):  # from an escape such as \ud800 alone, or bad bytes
+def _lines_of(text: Text, skipped: Counter[str]) -> Iterator[str]:
+    parts = [text] if isinstance(text, str) else text
+    if any(
+        map(_SURROGATE.search, parts)
+    ):  # from an escape such as \ud800, or bad bytes
         skipped["bad_utf8_lines"] += 1
-        return
-    if not text.strip():
+    elif all(not part or part.isspace() for part in parts):
         skipped["empty_documents"] += 1
-        return
-    start = 0
-    while start < len(text):  # not split: it would double the memory of a long text
-        end = text.find("\n", start)
-        end = len(text) if end < 0 else end
-        if end - start <= _LINE_LIMIT:
-            yield from filter(None, [text[start:end].strip()])
-        else:
-            found = pieces(text[start:end], _LINE_LIMIT)
-            yield from filter(None, map(str.strip, found))
-        start = end + 1
+    else:
+        yield from filter(None, map(str.strip, split_lines(parts, _LINE_LIMIT)))
 
 
 def _cut(lines: Iterator[str], skipped: Counter[str]) -> Iterator[Document]:
@@ -227,21 +218,15 @@ def _cut(lines: Iterator[str], skipped: Counter[str]) -> Iterator[Document]:
         yield document
 
 
-def _jsonl_texts(path: str, data: Data, skipped: Counter[str]) -> Iterator[str]:
-    for number, line in enumerate(lines(path, data.encoding, skipped), start=1):
-        if line is None or not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            text = _text_of(json.loads(line), data.text_key, where)
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{where}: not JSON ({error}); a .jsonl file holds one object a line"
-            ) from None
-        yield text
+def _jsonl_texts(path: str, data: Data, skipped: Counter[str]) -> Iterator[Text]:
+    found = utf8_lines(path, data.encoding, skipped)
+    for number, line in enumerate(found, start=1):
+        if line and not line.isspace():
+            where = f"{path}, line {number}"
+            yield _text_of(read_json(line, where), data.text_key, where)
 
 
-def _text_of(record: Any, text_key: str, where: str) -> str:
+def _text_of(record: Any, text_key: str, where: str) -> Text:
     keys = list(record) if isinstance(record, dict) else []
     if text_key not in keys:
         has = f"keys {', '.join(keys)}" if keys else f"a {type(record).__name__}"
@@ -252,7 +237,7 @@ def _text_of(record: Any, text_key: str, where: str) -> str:
     text = record[text_key]
     if isinstance(text, bytes):
         text = text.decode(errors="surrogateescape")
-    if not isinstance(text, str | None):
+    if not isinstance(text, Text | None):
         raise UserError(
             f"{where}: config.data.text_key={text_key!r} holds a "
             f"{type(text).__name__}, not text; set --config.data.text_key"
@@ -260,7 +245,7 @@ def _text_of(record: Any, text_key: str, where: str) -> str:
     return text or ""
 
 
-def _parquet_texts(path: str, text_key: str) -> Iterator[str]:
+def _parquet_texts(path: str, text_key: str) -> Iterator[Text]:
     import pyarrow
     import pyarrow.parquet
 
@@ -270,14 +255,32 @@ def _parquet_texts(path: str, text_key: str) -> Iterator[str]:
             unpacked.writelines(chunks(path))
             source = unpacked
         try:
-            table = pyarrow.parquet.ParquetFile(source)
+            # Neither a row group nor many long records are held at once.
+            table = pyarrow.parquet.ParquetFile(
+                source, buffer_size=1 << 20, pre_buffer=False
+            )
             columns = {name: None for name in table.schema_arrow.names}
             if text_key not in columns:
                 _text_of(columns, text_key, path)
-            for batch in table.iter_batches(64, columns=[text_key]):
-                for text in batch.column(0).to_pylist():
-                    yield _text_of({text_key: text}, text_key, path)
+            groups = map(table.metadata.row_group, range(table.num_row_groups))
+            mean = max(
+                (g.total_byte_size // max(g.num_rows, 1) for g in groups), default=0
+            )
+            rows = min(64, LONG // max(mean, 1) + 1)
+            for batch in table.iter_batches(rows, columns=[text_key]):
+                column = batch.column(0)
+                found = column.to_pylist() if column.nbytes <= LONG else column
+                for text in found:
+                    yield _text_of({text_key: _held(text)}, text_key, path)
         except UnicodeDecodeError:
             raise UserError(f"{path}: column {text_key!r} is not UTF-8 text") from None
         except (pyarrow.ArrowException, OSError) as error:
             raise UserError(f"{path}: damaged Parquet file ({error})") from None
+
+
+def _held(text: Any) -> Any:
+    """The value of a scalar of Arrow, a long text without a copy of it."""
+    if hasattr(text, "as_buffer") and (content := text.as_buffer()):
+        content = memoryview(content)
+        return Utf8Text(content) if len(content) > LONG else text.as_py()
+    return text.as_py() if hasattr(text, "as_py") else text

@@ -14,8 +14,9 @@ import json
 import os
 import shutil
 import time
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -305,7 +306,7 @@ def _tokenizer(config: Config, partial: Path, tell: Progress) -> TextTokenizer:
             tokenizer = _load(config)
         else:
             tell("reading text to train a tokenizer")
-            texts = list(_sample(config))
+            texts = _Sample(config)
             tell("training the tokenizer")
             size = config.model.vocab_size
             tokenizer = train_tokenizer(config.tokenizer, size, texts)
@@ -327,26 +328,40 @@ def _load(config: Config) -> TextTokenizer:
     return tokenizer
 
 
-def _sample(config: Config) -> Iterable[str]:
+class _Sample:
     """Lines of documents drawn by their hash, evenly from the whole corpus.
 
     The bar is lowered each time when more than `train_bytes` have been drawn, so
-    one pass is enough, whatever the corpus's size.
+    one pass is enough, whatever the corpus's size. The lines are held as UTF-8.
     """
-    limit = config.tokenizer.train_bytes
-    bar, size = 2**64, 0
-    kept: list[tuple[int, int, list[str]]] = []
-    for document in corpus.documents(config.data):
-        content = "\n".join(document).encode()
-        draw = xxhash.xxh3_64_intdigest(content, seed=1)
-        if draw < bar:
-            kept.append((draw, len(content), document))
-            size += len(content)
-        while size > limit and len(kept) > 1:
-            bar //= 2
-            kept = [item for item in kept if item[0] < bar] or kept[:1]
-            size = sum(item[1] for item in kept)
-    return (line for _, _, document in kept for line in document)
+
+    def __init__(self, config: Config) -> None:
+        limit = config.tokenizer.train_bytes
+        bar, content = 2**64, bytearray()
+        draws, sizes = array("Q"), array("q")  # of each document
+        for document in corpus.documents(config.data):
+            added = "\n".join(document).encode()
+            draw = xxhash.xxh3_64_intdigest(added, seed=1)
+            if draw < bar:
+                draws.append(draw)
+                sizes.append(len(added))
+                content += added
+            while len(content) > limit and len(sizes) > 1:
+                bar //= 2
+                kept = np.array(draws) < bar
+                kept[0] |= not kept.any()
+                draws = array("Q", np.array(draws)[kept].tobytes())
+                content = bytearray(
+                    np.frombuffer(content, np.uint8)[np.repeat(kept, sizes)].tobytes()
+                )
+                sizes = array("q", np.array(sizes)[kept].tobytes())
+        self._content, self._sizes = content, sizes
+
+    def __iter__(self) -> Iterator[str]:
+        start = 0
+        for size in self._sizes:
+            yield from self._content[start : start + size].decode().split("\n")
+            start += size
 
 
 def _dtype(config: Config, vocabulary: Vocabulary) -> str:

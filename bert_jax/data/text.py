@@ -4,11 +4,14 @@ A byte order mark decides; without one `config.data.encoding` does.
 """
 
 import codecs
+import collections
+import functools
 import itertools
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 from bert_jax.data.decompress import chunks
 from bert_jax.errors import UserError
@@ -20,6 +23,8 @@ _MARKS = (  # the longer first: UTF-32's begins with UTF-16's
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 )
+Line = TypeVar("Line", str, bytes | bytearray)
+_PIECE = 1 << 18  # [bytes] decoded at a time
 _SAMPLE = 1 << 14  # [bytes] that a guess of the encoding looks at
 _INVALID = "\udcff"  # no text holds it, and it is not valid in UTF-8 either
 _INVALID_RUN = re.compile("[\ud800-\udfff]+")
@@ -65,6 +70,32 @@ def lines(
       UserError: the file cannot be read, is damaged, or most of its lines beyond
         ASCII are not valid in the encoding.
     """
+    split = functools.partial(split_lines, limit=limit)
+    for line, valid in _checked(path, encoding, counts, split):
+        if valid:
+            yield line
+        else:
+            yield _INVALID_RUN.sub("\ufffd", line) if replace else None
+
+
+def utf8_lines(
+    path: str, encoding: str, counts: Counter[str]
+) -> Iterator[bytes | bytearray | None]:
+    """Stream the lines of a text file as UTF-8, which takes the least memory.
+
+    Args, Yields and Raises: as `lines`.
+    """
+    for line, valid in _checked(path, encoding, counts, _split_utf8):
+        yield line if valid else None
+
+
+def _checked(
+    path: str,
+    encoding: str,
+    counts: Counter[str],
+    split: Callable[[Iterable[str]], Iterator[Line]],
+) -> Iterator[tuple[Line, bool]]:
+    """Lines, and whether each is valid in the file's encoding."""
     found = chunks(path)
     head = b""
     for chunk in found:
@@ -79,24 +110,47 @@ def lines(
     total = bad = beyond = 0
     sample = b""
     decoded = _decode(itertools.chain([head], found), encoding)
-    for line in _split(decoded, limit):
+    for line in split(decoded):
         total += 1
         if line.isascii():
-            yield line
+            yield line, True
             continue
-        try:
-            line.encode()
+        if _is_valid(line):
             beyond += 1
-            yield line
-        except UnicodeEncodeError:
-            bad += 1
-            counts["bad_utf8_lines"] += 1
-            if len(sample) < _SAMPLE:
-                sample += line[:_SAMPLE].encode(errors="surrogateescape") + b"\n"
-            if bad >= 1024 and bad & (bad - 1) == 0:
-                _check(path, encoding, (total, beyond, bad), sample, head)
-            yield _INVALID_RUN.sub("\ufffd", line) if replace else None
+            yield line, True
+            continue
+        bad += 1
+        counts["bad_utf8_lines"] += 1
+        if len(sample) < _SAMPLE:
+            start = line[:_SAMPLE]
+            if isinstance(start, str):
+                start = start.encode(errors="surrogateescape")
+            sample += start + b"\n"
+        if bad >= 1024 and bad & (bad - 1) == 0:
+            _check(path, encoding, (total, beyond, bad), sample, head)
+        yield line, False
     _check(path, encoding, (total, beyond, bad), sample, head)
+
+
+def _is_valid(line: str | bytes | bytearray) -> bool:
+    try:
+        if isinstance(line, str):
+            line.encode()
+        else:
+            collections.deque(utf8_pieces(line, "strict"), 0)
+    except UnicodeError:
+        return False
+    return True
+
+
+def utf8_pieces(
+    content: bytes | bytearray | memoryview, errors: str = "surrogateescape"
+) -> Iterator[str]:
+    """Decode UTF-8 in pieces of bounded size."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors)
+    for start in range(0, len(content), _PIECE):
+        yield decoder.decode(content[start : start + _PIECE])
+    yield decoder.decode(b"", True)
 
 
 def _check(
@@ -121,7 +175,8 @@ def _decode(found: Iterable[bytes], encoding: str) -> Iterator[str]:
     yield decoder.decode(b"", True)
 
 
-def _split(texts: Iterable[str], limit: int) -> Iterator[str]:
+def split_lines(texts: Iterable[str], limit: int) -> Iterator[str]:
+    """Lines of a text given in parts of any size; longer ones cut as by `pieces`."""
     waiting: list[str] = []
     size = 0
     for text in texts:
@@ -138,6 +193,19 @@ def _split(texts: Iterable[str], limit: int) -> Iterator[str]:
             waiting, size = [rest], len(rest)
     if size:
         yield from pieces("".join(waiting), limit)
+
+
+def _split_utf8(texts: Iterable[str]) -> Iterator[bytes | bytearray]:
+    waiting = bytearray()  # grows in place, unlike a list whose parts are joined
+    for text in texts:
+        first, *others = text.encode(errors="surrogateescape").split(b"\n")
+        waiting += first
+        if others:
+            yield waiting
+            waiting = bytearray(others.pop())
+            yield from others
+    if waiting:
+        yield waiting
 
 
 def pieces(line: str, limit: int) -> Iterator[str]:

@@ -316,20 +316,19 @@ def train_tokenizer(
     Args:
       settings: kind, lowercase and min_frequency are read.
       vocab_size: [tokens] at most, special ones included; small texts give fewer.
-      texts: sentences or paragraphs; all are held in memory meanwhile.
+      texts: sentences or paragraphs; iterated over several times.
 
     Raises:
       UserError: the vocabulary is too small for the alphabet, or there is no text.
     """
     from bert_jax.data import tokenizer_training as training
 
-    collapsed = [" ".join(text.split()) for text in texts]
     try:
         if settings.kind == "unigram":
-            model = training.unigram(settings, vocab_size, collapsed)
+            model = training.unigram(settings, vocab_size, texts)
             backend: Subwords | Unigram = Unigram(model)
         else:
-            backend = Subwords(training.subwords(settings, vocab_size, collapsed))
+            backend = Subwords(training.subwords(settings, vocab_size, texts))
     except (RuntimeError, ValueError) as error:
         raise UserError(
             f"config.tokenizer.kind={settings.kind}: training failed: {error}; "

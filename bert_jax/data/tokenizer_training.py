@@ -5,7 +5,10 @@ process to process; here the alphabet is chosen and ordered beforehand.
 """
 
 import io
+import itertools
+import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import sentencepiece
 import tokenizers
@@ -13,8 +16,13 @@ from tokenizers import decoders, normalizers, pre_tokenizers, trainers
 
 from bert_jax import config
 from bert_jax.data.subword_models import SPACE, SPECIAL, lowercasing, word_piece
+from bert_jax.data.text import pieces
 from bert_jax.data.word_cache import batches
 
+# [characters] of a text and a word given to a trainer; longer ones are cut.
+_CUT = 1 << 11, 1 << 8  # `tokenizers` holds 256 texts at 100 bytes a character
+_UNIGRAM_CUT = 1 << 16, 1 << 12  # of each thread's text it holds every segmentation
+_DISTINCT = 6_000_000  # [characters] in distinct words, at about 70 bytes each
 _UNIGRAM_CHARACTERS = 12_000_000  # more takes minutes and gigabytes, and gains little
 _COVERAGE = 0.9995  # share of a text's characters that are in its alphabet
 _ALPHABET_SHARE = 8  # one in so many tokens may be a letter beyond that
@@ -22,16 +30,65 @@ _ALPHABET_SHARE = 8  # one in so many tokens may be a letter beyond that
 _PUNCTUATION = f"{SPACE}?(?!{SPACE})[\\p{{P}}\\p{{S}}]"
 
 
+def collapsed(texts: Iterable[str], cut: tuple[int, int] = _CUT) -> Iterator[str]:
+    """Return texts with single spaces; long ones are cut at spaces.
+
+    Args:
+      texts: any text.
+      cut: [characters] at most in a text, and in a word, which is cut as a line is:
+        see `text.pieces`.
+    """
+    longest, word = cut
+    run = re.compile(f"(.{{1,{longest}}})(?: |$)", re.S)
+    for text in texts:
+        words = text.split()
+        if len(text) > word and max(map(len, words), default=0) > word:
+            words = [piece for whole in words for piece in pieces(whole, word)]
+        text = " ".join(words)
+        if len(text) <= longest:
+            yield text
+        else:
+            yield from run.findall(text)
+
+
+def _words(texts: Iterable[str]) -> tuple[Counter[str], int]:
+    """Count words, of every n-th text where there are too many distinct ones; and n."""
+    step = 1
+    while True:
+        words: Counter[str] = Counter()
+        room = _DISTINCT  # [characters], at least, until the limit
+        for text in itertools.islice(collapsed(texts), 0, None, step):
+            words.update(text.split())
+            room -= len(text)
+            if room <= 0:
+                room = _DISTINCT - sum(map(len, words)) - 4 * len(words)
+                if room <= _DISTINCT // 64:
+                    break
+        else:
+            return words, step
+        step *= 2
+
+
 def subwords(
-    settings: config.Tokenizer, vocab_size: int, texts: list[str]
+    settings: config.Tokenizer, vocab_size: int, texts: Iterable[str]
 ) -> tokenizers.Tokenizer:
-    """Trains WordPiece, BPE or byte-level BPE on texts without whitespace runs."""
+    """Train WordPiece, BPE or byte-level BPE.
+
+    An even share of the texts is used where distinct words are very many.
+
+    Args:
+      settings: as in `train_tokenizer`.
+      vocab_size: [tokens] at most.
+      texts: sentences or paragraphs; iterated over several times.
+    """
     kind, lowercase = settings.kind, settings.lowercase
     if kind == "wordpiece":
         tokenizer = _word_piece({}, lowercase)
     else:
         make = _byte_bpe if kind == "byte_bpe" else _bpe
         tokenizer = make(lowercase)
+    words, step = _words(texts)
+    sample = itertools.islice(collapsed(texts), 0, None, step)
     special = list(SPECIAL)
     options = {"min_frequency": settings.min_frequency, "show_progress": False}
     if kind == "byte_bpe":
@@ -42,16 +99,16 @@ def subwords(
             initial_alphabet=letters,
             **options,
         )
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator(sample, trainer)
         return tokenizer
-    first, later = _alphabets(tokenizer, texts, vocab_size, kind == "wordpiece")
+    first, later = _alphabets(tokenizer, words, vocab_size, kind == "wordpiece")
     letters = sorted(set(first) | set(later))
     options |= {"initial_alphabet": letters, "limit_alphabet": len(letters)}
     if kind == "bpe":
         trainer = trainers.BpeTrainer(
             vocab_size=vocab_size, special_tokens=special, **options
         )
-        tokenizer.train_from_iterator(texts, trainer)
+        tokenizer.train_from_iterator(sample, trainer)
         return tokenizer
     # As "special" tokens the "##x" get their ids before any word is read.
     trainer = trainers.WordPieceTrainer(
@@ -59,7 +116,7 @@ def subwords(
         special_tokens=special + ["##" + letter for letter in later],
         **options,
     )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.train_from_iterator(sample, trainer)
     return _word_piece(tokenizer.get_vocab(with_added_tokens=False), lowercase)
 
 
@@ -95,7 +152,7 @@ def _byte_bpe(lowercase: bool) -> tokenizers.Tokenizer:
 
 
 def _alphabets(
-    tokenizer: tokenizers.Tokenizer, texts: list[str], vocab_size: int, twice: bool
+    tokenizer: tokenizers.Tokenizer, words: Counter[str], vocab_size: int, twice: bool
 ) -> tuple[list[str], list[str]]:
     """The letters that start a word, and those that continue one, most frequent first.
 
@@ -103,14 +160,11 @@ def _alphabets(
     take up less than an eighth of the vocabulary; never more than fits into it.
 
     Args:
-      tokenizer: normalizes and splits the texts.
-      texts: lines of text.
+      tokenizer: normalizes and splits the words.
+      words: how often each word occurs.
       vocab_size: [tokens] of the vocabulary with its special tokens.
       twice: a letter within words is a token of its own, beside the one at the start.
     """
-    words: Counter[str] = Counter()
-    for text in texts:
-        words.update(text.split())
     alike: dict[int, list[str]] = {}  # words by how often they occur
     for word, count in words.items():
         alike.setdefault(count, []).append(word)
@@ -138,16 +192,17 @@ def _alphabets(
     return sorted(kept & set(first)), sorted(kept & set(later))
 
 
-def unigram(settings: config.Tokenizer, vocab_size: int, texts: list[str]) -> bytes:
-    """Trains a sentencepiece Unigram model on texts without whitespace runs.
+def unigram(settings: config.Tokenizer, vocab_size: int, texts: Iterable[str]) -> bytes:
+    """Train a sentencepiece Unigram model.
 
     Kudo 2018, "Subword Regularization". Text is NFKC-normalised, case folded too
     when `lowercase`. An even share of the texts is used where there is very much.
     """
-    step = sum(map(len, texts)) // _UNIGRAM_CHARACTERS + 1
+    step = sum(map(len, collapsed(texts, _UNIGRAM_CUT))) // _UNIGRAM_CHARACTERS + 1
+    share = itertools.islice(texts, 0, None, step)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts[::step]),
+        sentence_iterator=collapsed(share, _UNIGRAM_CUT),
         model_writer=model,
         model_type="unigram",
         vocab_size=vocab_size,

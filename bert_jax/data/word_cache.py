@@ -197,9 +197,14 @@ def divide(
     Returns:
       The ids of each of the len(borders) + 1 parts.
     """
-    starts = np.array([skip_space(text, *span)[0] for span in spans], np.int64)
-    places = np.searchsorted(np.maximum.accumulate(starts), borders)
-    return [ids[a:b] for a, b in itertools.pairwise([0, *places.tolist(), len(ids)])]
+    begin, end = np.array(spans, np.int64).reshape(-1, 2).T
+    places = np.arange(len(text) + 1)
+    space = np.frombuffer(text.encode("utf-32-le"), np.uint32) == ord(" ")
+    places[:-1][space] = len(text)
+    after_space = np.minimum.accumulate(places[::-1])[::-1]
+    starts = np.maximum.accumulate(np.minimum(after_space[begin], end))
+    cuts = [0, *np.searchsorted(starts, borders).tolist(), len(ids)]
+    return [ids[a:b] for a, b in itertools.pairwise(cuts)]
 
 
 def skip_space(text: str, start: int, end: int) -> tuple[int, int]:

@@ -264,7 +264,7 @@ def test_what_was_skipped_stands_in_the_manifest(tmp_path):
 
 def test_the_training_sample_is_even_and_bounded(corpus):
     config = make(corpus, tokenizer={"train_bytes": 2000})
-    lines = list(prepare._sample(config))
+    lines = list(prepare._Sample(config))
     assert 500 < sum(map(len, lines)) <= 2000
     numbers = [int(line.split(".")[0].split()[-1]) for line in lines]
     assert numbers == sorted(numbers)
