@@ -22,7 +22,7 @@ from bert_jax.data.word_cache import batches
 # [characters] of a text and a word given to a trainer; longer ones are cut.
 _CUT = 1 << 11, 1 << 8  # `tokenizers` holds 256 texts at 100 bytes a character
 _UNIGRAM_CUT = 1 << 16, 1 << 12  # of each thread's text it holds every segmentation
-_DISTINCT = 6_000_000  # [characters] in distinct words, at about 70 bytes each
+_DISTINCT = 5_000_000  # [characters] in distinct words, at about 70 bytes each
 _UNIGRAM_CHARACTERS = 12_000_000  # more takes minutes and gigabytes, and gains little
 _COVERAGE = 0.9995  # share of a text's characters that are in its alphabet
 _ALPHABET_SHARE = 8  # one in so many tokens may be a letter beyond that
@@ -199,10 +199,11 @@ def unigram(settings: config.Tokenizer, vocab_size: int, texts: Iterable[str]) -
     when `lowercase`. An even share of the texts is used where there is very much.
     """
     step = sum(map(len, collapsed(texts, _UNIGRAM_CUT))) // _UNIGRAM_CHARACTERS + 1
-    share = itertools.islice(texts, 0, None, step)
+    step = max(step, _words(texts)[1])
+    share = itertools.islice(collapsed(texts, _UNIGRAM_CUT), 0, None, step)
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=collapsed(share, _UNIGRAM_CUT),
+        sentence_iterator=share,
         model_writer=model,
         model_type="unigram",
         vocab_size=vocab_size,
