@@ -24,8 +24,25 @@ import pytest
 
 # Shapes and types of every call are checked, an int being a float as for pyright.
 # The hook takes the checker by an importable name, so it gets a module to live in.
+_checked = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+_inner: dict[Any, Any] = {}
+
+
+def _check(signature: Any) -> Any:
+    """Checks what jaxtyping makes of a function's signature, a function of its own.
+
+    A function inside another is new at each call of that one: it is checked as it was.
+    """
+    if "<locals>" not in signature.__qualname__:
+        return _checked(signature)
+    known = signature.__module__, signature.__qualname__, signature.__code__.co_varnames
+    if known not in _inner:
+        _inner[known] = _checked(signature)
+    return _inner[known]
+
+
 _checker: Any = types.ModuleType("bert_jax_checker")
-_checker.check = beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))
+_checker.check = _check
 sys.modules[_checker.__name__] = _checker
 jaxtyping.install_import_hook("bert_jax", "bert_jax_checker.check")
 
