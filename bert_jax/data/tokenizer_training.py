@@ -21,7 +21,7 @@ from bert_jax.data.word_cache import batches
 
 # [characters] of a text and a word given to a trainer; longer ones are cut.
 _CUT = 1 << 11, 1 << 8  # `tokenizers` holds 256 texts at 100 bytes a character
-_UNIGRAM_CUT = 1 << 16, 1 << 12  # of each thread's text it holds every segmentation
+_UNIGRAM_CUT = 1 << 16, 1 << 8  # `sentencepiece` finds other seeds in shorter texts
 _DISTINCT = 5_000_000  # [characters] in distinct words, at about 70 bytes each
 _UNIGRAM_CHARACTERS = 12_000_000  # more takes minutes and gigabytes, and gains little
 _COVERAGE = 0.9995  # share of a text's characters that are in its alphabet
