@@ -8,7 +8,7 @@ import pytest
 from tests.cli import corpus
 from tests.faults import group
 
-STEPS = 48
+STEPS = 72
 
 
 @pytest.fixture(scope="session")
