@@ -24,7 +24,7 @@ def finish(workdir, flags, expected, count=2, devices=2):
 
 
 def killed_in_a_collective(workdir, flags, victim):
-    fault = {"process": victim, "batch": 16, "do": "kill"}
+    fault = {"process": victim, "batch": 12, "do": "kill"}
     with Group(workdir, flags, 2, fault=fault) as found:
         found.until_fault()
         statuses = found.statuses(GONE)
@@ -33,7 +33,7 @@ def killed_in_a_collective(workdir, flags, victim):
 
 
 def killed_while_the_other_computes_nothing(workdir, flags, victim):
-    fault = {"process": 1 - victim, "batch": 16, "do": "sleep", "seconds": 600}
+    fault = {"process": 1 - victim, "batch": 12, "do": "sleep", "seconds": 600}
     with Group(workdir, flags, 2, fault=fault) as found:
         found.until_fault()
         found.send(victim, signal.SIGKILL)
@@ -52,7 +52,7 @@ def stopped_and_left_behind(workdir, flags, victim):
 
 
 def ended_by_an_exception(workdir, flags, victim):
-    fault = {"process": victim, "batch": 16, "do": "raise"}
+    fault = {"process": victim, "batch": 12, "do": "raise"}
     with Group(workdir, flags, 2, fault=fault) as found:
         found.until_fault()
         assert found.statuses(5) == [1, 1]
@@ -63,7 +63,7 @@ def ended_by_an_exception(workdir, flags, victim):
 
 
 def stuck_and_named(workdir, flags, victim):
-    fault = {"process": victim, "batch": 16, "do": "sleep", "seconds": 600}
+    fault = {"process": victim, "batch": 12, "do": "sleep", "seconds": 600}
     short = [*flags, "--config.hang_after=20"]
     with Group(workdir, short, 2, fault=fault) as found:
         found.until_fault()
@@ -118,7 +118,7 @@ def test_signals_to_a_single_process(tmp_path, flags, unbroken):
             found.send(0, number)
             assert found.statuses(GONE) == [status]
         assert max(group.saved(workdir)) == group.last_step(workdir)
-    fault = {"batch": 16, "do": "sleep", "seconds": 600}
+    fault = {"batch": 12, "do": "sleep", "seconds": 600}
     with Group(workdir, [*flags, "--config.hang_after=20"], fault=fault) as found:
         found.until_fault()
         assert found.statuses(20 + GONE) == [42]
@@ -136,11 +136,12 @@ def test_sigterm_outside_the_steps(tmp_path, flags, unbroken, count):
             found.until_fault()
             found.send(0, signal.SIGTERM)
             assert found.statuses(GONE) == [75] * count
-        if place in ("start", "compile"):
-            assert "nothing to save yet" in found.text(0)
-            assert not group.saved(workdir)
-        else:
-            assert max(group.saved(workdir)) > max(before, default=7)
+        saved = group.saved(workdir)
+        told = "is saved; the same command" if saved else "nothing to save yet"
+        assert told in found.text(0)
+        # While one compiles, the other may be ready, and a first step is taken.
+        assert place == "compile" or bool(saved) == (place != "start")
+        assert max(saved, default=0) >= max(before, default=0)
     finish(workdir, flags, unbroken(count), count)
 
 
