@@ -59,7 +59,7 @@ at("batch", device, "to_device")
 at("start", run, "open_store")
 at("compile", train.device, "prefetch")
 at("evaluate", evaluate.metrics, "add")
-at("save", checkpoint, "_floats")
+at("save", checkpoint.Checkpoints, "_finish_saving")
 distributed._START = PLAN.get("start_seconds", distributed._START)
 if PLAN.get("do") == "differ" and os.environ["JAX_PROCESS_INDEX"] == "1":
     sys.argv.append("--config.optim.peak_rate=0.5")
