@@ -33,7 +33,7 @@ def flags(tmp_path_factory) -> list[str]:
         f"--config.data.store={folder / 'store'}",
         f"--config.steps={STEPS}",
         "--config.save_every=8",
-        "--config.eval_every=36",  # after the faults of a first start
+        "--config.eval_every=12",
         "--config.log_every=1",
         "--config.hang_after=60",
         "--config.keep_last=3",

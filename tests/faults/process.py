@@ -1,10 +1,11 @@
 """`bert-jax train`, with a fault planned in the environment.
 
 FAULT is JSON: {"process": 1, "batch": 12, "do": "raise"} makes that process raise
-when its main thread takes its twelfth batch to the devices; "place" in place of
-"batch" names another place. The file MARK is made when it happens.
+when its main thread takes its twelfth batch of training; "place" in place of "batch"
+names another place. The file MARK is made when it happens.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -40,26 +41,39 @@ def happen(batch=None):
 
 
 def at(place, module, name):
-    """The fault happens when this function is called for the first time (`batch`:
-    for that time)."""
-    function, calls = getattr(module, name), 0
+    """The fault happens when this function is called for the first time."""
+    function, calls = getattr(module, name), itertools.count(1)
 
     def faulty(*args, **more):
-        nonlocal calls
-        calls += 1
-        if calls == PLAN.get("batch", 1):
-            happen(*args[:1])
+        if next(calls) == 1:
+            happen()
         return function(*args, **more)
 
-    if MINE and place == PLAN.get("place", "batch" if "batch" in PLAN else None):
+    if MINE and place == PLAN.get("place"):
         setattr(module, name, faulty)
 
 
-at("batch", device, "to_device")
+prefetch, numbers = device.prefetch, itertools.count(1)
+
+
+def in_batch(batches, *more):
+    """`prefetch`; the fault happens in one of the batches."""
+
+    def broken():
+        for batch in batches:
+            if next(numbers) == PLAN["batch"]:
+                happen(batch)
+            yield batch
+
+    return prefetch(broken(), *more)
+
+
+if MINE and "batch" in PLAN:
+    device.prefetch = in_batch
 at("start", run, "open_store")
 at("compile", train.device, "prefetch")
 at("evaluate", evaluate.metrics, "add")
-at("save", checkpoint.Checkpoints, "_finish_saving")
+at("save", checkpoint, "_floats")
 distributed._START = PLAN.get("start_seconds", distributed._START)
 if PLAN.get("do") == "differ" and os.environ["JAX_PROCESS_INDEX"] == "1":
     sys.argv.append("--config.optim.peak_rate=0.5")
