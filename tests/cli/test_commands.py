@@ -106,6 +106,7 @@ def test_a_run_of_an_older_version_goes_on(run, tmp_path, capsys):
     assert "config.model.norm: 'post' there, 'pre' now" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_another_run_starts_from_its_weights(run, tmp_path):
     workdir, arguments = run
     # A rate that is nothing in float32, so that no weight changes.

@@ -77,6 +77,7 @@ def student(folder):
     return workdir, given
 
 
+@pytest.mark.slow
 def test_a_student_of_half_the_layers(student, folder):
     workdir, _ = student
     saved = json.loads((workdir / "config.json").read_text())
@@ -97,6 +98,7 @@ def test_a_student_of_half_the_layers(student, folder):
     assert all(len(x) == 2 for n, x in found.items() if n.startswith("layers/"))
 
 
+@pytest.mark.slow
 def test_it_begins_as_its_teacher(folder, tmp_path):
     given = edits(folder, f"distill.teacher={folder / 'hf'}", "distill.layers=1,3,4")
     given += ["optim.peak_rate=1e-50", "steps=2", "objective.pair=nsp"]
@@ -240,6 +242,7 @@ def test_a_teacher_that_does_not_fit(folder, tmp_path, capsys, given, words):
     refused(capsys, tmp_path / "run", words)
 
 
+@pytest.mark.slow
 def test_a_teacher_of_another_task(folder, tuned, tmp_path, capsys):
     common = [f"init={folder / 'hf'}", f"distill.teacher={folder / 'run'}"]
     assert tune(folder, tmp_path / "a", *common) == 2

@@ -68,6 +68,7 @@ def test_curves_are_drawn(run):
     assert (run / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_a_run_ends_when_its_score_no_longer_grows(files, tmp_path, capsys):
     workdir = tmp_path / "run"
     flags = ["--config.task.epochs=2", "--config.patience=2", "--config.eval_every=5"]
@@ -153,6 +154,7 @@ def test_a_tuned_model_is_exported_at_its_best(run, tmp_path, capsys):
     }
 
 
+@pytest.mark.slow
 def test_numbers_are_learned(files, tmp_path):
     for name in ("train", "dev"):
         text = (files / f"{name}.tsv").read_text().replace("label", "score")

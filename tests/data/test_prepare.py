@@ -148,6 +148,7 @@ def test_two_at_once_make_one_store(corpus, tmp_path, monkeypatch):
     assert not Path(f"{directory}.partial").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_prepare_leaves_no_store_and_no_process(tmp_path):
     big = write_corpus(tmp_path / "big.txt", 30_000)
     script = (

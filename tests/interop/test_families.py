@@ -305,7 +305,7 @@ def _electra_run(folder, params, config):
     return run
 
 
-@pytest.mark.parametrize("embedding", [24, 0])
+@pytest.mark.parametrize("embedding", [pytest.param(24, marks=pytest.mark.slow), 0])
 def test_both_halves_of_an_electra(embedding, tmp_path, capfd):
     torch = hugging.torch()
     import transformers

@@ -203,7 +203,7 @@ def steps(*shape, accumulate=1):
 @pytest.mark.parametrize(
     ("shape", "accumulate"),
     [
-        ((2, 2, 2), 1),
+        pytest.param((2, 2, 2), 1, marks=pytest.mark.slow),
         ((1, 1, 1), 4),
         pytest.param((8, 1, 1), 1, marks=pytest.mark.slow),
     ],
